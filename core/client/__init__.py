@@ -1,0 +1,1 @@
+"""An asyncio client of any etcd v3 endpoint list."""

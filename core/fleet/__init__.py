@@ -1,0 +1,1 @@
+"""What the fleet decides: unit files, placement, engine and agent, without input or output."""

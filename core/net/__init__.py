@@ -1,0 +1,1 @@
+"""What the network decides: configuration, subnet leases and the kernel state they ask for."""

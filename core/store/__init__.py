@@ -1,0 +1,1 @@
+"""What the store decides: members, leases, alarms and quotas, without input or output."""

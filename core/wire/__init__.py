@@ -1,0 +1,1 @@
+"""Messages of the etcd v3 protocol, generated from etcd.proto."""

@@ -1,0 +1,1 @@
+"""The edge: event loop, sockets, files, signals and the command line."""
