@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from etcd_server import StoreServer, missing_reason
 from hosts import Host, Site, why_not
 
 HostStarter = Callable[[int], list[Host]]
@@ -22,3 +23,19 @@ def site() -> Iterator[Site]:
 def hosts(site: Site) -> HostStarter:
     """Start test hosts: `first, second = hosts(2)`. They are gone when the test ends."""
     return site.start
+
+
+@pytest.fixture(params=["etcd", "trimaran"])
+def store_server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
+    """A fresh store process of each kind."""
+    reason = missing_reason(request.param)
+    if reason is not None:
+        pytest.skip(reason)
+    with StoreServer(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def store_endpoint(store_server: StoreServer) -> str:
+    """URL of a fresh store of each kind."""
+    return store_server.endpoint
