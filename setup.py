@@ -42,7 +42,8 @@ def mirror_package() -> str:
 def write_error_table() -> None:
     """Write core/errors.py's table of etcd errors as the header the C engines include."""
     spec = importlib.util.spec_from_file_location("errors", "core/errors.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     errors = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(errors)
     rows = [

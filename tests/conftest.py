@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from etcd_server import StoreServer, missing_reason
 from hosts import Host, Site, why_not
 

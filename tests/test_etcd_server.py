@@ -3,6 +3,7 @@
 import urllib.request
 
 import pytest
+
 from etcd_server import StoreServer, missing_reason, store_cluster, wait_leader
 
 

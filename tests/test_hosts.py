@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import hosts
 import pytest
+
+import hosts
 from conftest import HostStarter
 
 RUNNER = """

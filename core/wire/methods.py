@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf.message import Message
+
 from trimaran.wire import etcd_pb2 as pb
 
 

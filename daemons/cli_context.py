@@ -1,0 +1,142 @@
+"""What every command of `trimaran` shares: the way to the store, output, and exit codes.
+
+A command takes the context with `@pass_context`, does its work in a coroutine, and returns:
+
+    @unit.command("list")
+    @json_option
+    @pass_context
+    def list_units(context: CommandContext) -> None:
+        rows = context.run(collect)                # async def collect(client: Client) -> ...
+        context.print_table(("UNIT", "MACHINE"), rows)
+
+Errors are raised, never printed: `trimaran.daemons.cli.main` turns exceptions into one line on
+standard error and an exit code.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from trimaran.client import Client
+
+DEFAULT_ENDPOINT: Final = "http://127.0.0.1:2379"
+
+EXIT_OK: Final = 0
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNAVAILABLE: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class CommandContext:
+    """The options of the root command, and what commands do with them.
+
+    Attributes:
+        endpoints: addresses of the store's members, in order of preference.
+        ca_cert: file of the authority that signed the store's certificate, or None.
+        cert: file of this client's certificate, or None.
+        key: file of this client's key, or None.
+        timeout_s: how long one call to the store may take.
+        json: whether to print JSON instead of tables.
+    """
+
+    endpoints: tuple[str, ...] = (DEFAULT_ENDPOINT,)
+    ca_cert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    timeout_s: float = 5.0
+    json: bool = False
+
+    def connect(self) -> "Client":
+        """Make a client of the store the options name; it does no input or output until used."""
+        from trimaran.client import Client, TLSOptions
+
+        tls = None
+        if self.ca_cert or self.cert or self.key:
+            tls = TLSOptions(ca_cert=self.ca_cert, cert=self.cert, key=self.key)
+        return Client(list(self.endpoints), tls=tls, timeout_s=self.timeout_s)
+
+    def run(self, work: "Callable[[Client], Awaitable[Result]]") -> Result:
+        """Run a coroutine function with a client, on a uvloop loop, and close the client after.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the coroutine has been cancelled and has ended.
+        """
+
+        async def connected() -> Result:
+            async with self.connect() as client:
+                return await work(client)
+
+        return run_loop(connected)
+
+    def print_table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Print rows under a heading.
+
+        On a terminal they are a table; in a pipe, lines with one tab between fields, as scripts
+        expect; with --json, a list of objects whose names are the columns in lower case.
+        """
+        texts = [[str(field) for field in row] for row in rows]
+        if self.json:
+            names = [column.lower() for column in columns]
+            self.print_json([dict(zip(names, row, strict=True)) for row in texts])
+        elif sys.stdout.isatty():
+            print_terminal_table(columns, texts)
+        else:
+            for row in [list(columns), *texts]:
+                click.echo("\t".join(row))
+
+    def print_json(self, value: Any) -> None:
+        """Print one value as indented JSON."""
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+pass_context = click.make_pass_decorator(CommandContext)
+
+
+def run_loop(work: Callable[[], Awaitable[Result]]) -> Result:
+    """Run a coroutine function to its end on a new uvloop loop."""
+    import uvloop
+
+    async def whole() -> Result:
+        return await work()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(whole())
+
+
+def print_terminal_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print aligned columns with a bold heading, without borders, never cutting a field short."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(field) for field in row))
+    Console(highlight=False).print(table)
+
+
+def set_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Let --json after the command's name mean the same as before it."""
+    if value:
+        context.ensure_object(CommandContext).json = True
+
+
+json_option = click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,
+    callback=set_json,
+    help="Print JSON instead of a table.",
+)
