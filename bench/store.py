@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+
 from etcd_server import StoreServer, missing_reason
 from trimaran.wire import etcd_pb2 as pb
 from trimaran.wire.methods import METHODS

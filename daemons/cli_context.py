@@ -62,7 +62,7 @@ class CommandContext:
 
         tls = None
         if self.ca_cert or self.cert or self.key:
-            tls = TLSOptions(ca_cert=self.ca_cert, cert=self.cert, key=self.key)
+            tls = TLSOptions(ca=self.ca_cert, cert=self.cert, key=self.key)
         return Client(list(self.endpoints), tls=tls, timeout_s=self.timeout_s)
 
     def run(self, work: "Callable[[Client], Awaitable[Result]]") -> Result:
