@@ -19,7 +19,7 @@ os.chdir(Path(__file__).parent)
 CFLAGS = ["-O3", "-g", "-std=gnu11", "-fPIC", "-UNDEBUG", "-Wall", "-Wextra", "-Werror=implicit"]
 CFLAGS += ["-fno-semantic-interposition", "-Iext/include", "-Iext/src", "-Ibuild/generated"]
 CFLAGS += os.environ.get("TRIMARAN_CFLAGS", "").split()
-LIBRARIES = ["-llmdb", "-lnghttp2", "-lpthread"]
+LIBRARIES = ["-llmdb", "-lnghttp2", "-lz", "-lpthread"]
 
 
 def mirror_package() -> str:
