@@ -20,6 +20,7 @@ from trimaran.daemons.cli_context import (
     EXIT_INTERRUPTED,
     EXIT_UNAVAILABLE,
     CommandContext,
+    default_endpoints,
     json_option,
 )
 from trimaran.errors import StoreError, StoreUnavailableError, TrimaranError
@@ -39,9 +40,9 @@ COMMANDS: Final = {
 
 EPILOG: Final = """\b
 Examples:
-  trimaran up                              first host of a cluster
-  trimaran up --join http://10.0.0.1:2379  every further host
-  trimaran unit start web@1.service        run a unit somewhere
+  trimaran up --listen 10.0.0.1      first host of a cluster
+  trimaran up --join 10.0.0.1        every further host
+  trimaran unit start web@1.service  run a unit somewhere
   trimaran kv put /app/color blue
 
 \b
@@ -84,8 +85,8 @@ class LazyGroup(click.Group):
 @click.option(
     "--endpoints",
     envvar="TRIMARAN_ENDPOINTS",
-    default=DEFAULT_ENDPOINT,
-    show_default=True,
+    default=default_endpoints,
+    show_default=f"the store of this host's `trimaran up`, else {DEFAULT_ENDPOINT}",
     show_envvar=True,
     metavar="URL[,URL...]",
     help="Addresses of the store's members.",
@@ -174,8 +175,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except StoreUnavailableError as error:
         complain(
-            f"no endpoint of the store answered ({error.message}); start a store with "
-            "`trimaran up`, or say where one is with --endpoints or TRIMARAN_ENDPOINTS"
+            f"{error.message}; start a store with `trimaran up`, or say where one is with "
+            "--endpoints or TRIMARAN_ENDPOINTS"
         )
         return EXIT_UNAVAILABLE
     except StoreError as error:

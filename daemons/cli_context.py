@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from trimaran.client import Client
 
 DEFAULT_ENDPOINT: Final = "http://127.0.0.1:2379"
+
+# Where a running `trimaran up` leaves the address of the store it uses.
+HOST_ENDPOINTS_FILE: Final = Path("/run/trimaran/endpoints")
 
 EXIT_OK: Final = 0
 EXIT_ERROR: Final = 1
@@ -97,6 +101,14 @@ class CommandContext:
     def print_json(self, value: Any) -> None:
         """Print one value as indented JSON."""
         click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def default_endpoints() -> str:
+    """The store that this host's `trimaran up` uses, else the usual address on this host."""
+    try:
+        return HOST_ENDPOINTS_FILE.read_text().strip() or DEFAULT_ENDPOINT
+    except OSError:
+        return DEFAULT_ENDPOINT
 
 
 pass_context = click.make_pass_decorator(CommandContext)

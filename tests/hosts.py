@@ -224,6 +224,30 @@ def sweep() -> list[str]:
     return swept
 
 
+def namespaces_of(pid: int) -> set[str]:
+    """The namespaces of a process, by kind and inode, without those it shares with this one."""
+    found = set()
+    for kind in ("pid", "mnt", "net", "cgroup"):
+        with contextlib.suppress(OSError):
+            name = os.readlink(f"/proc/{pid}/ns/{kind}")
+            if name != os.readlink(f"/proc/self/ns/{kind}"):
+                found.add(name)
+    return found
+
+
+def leftovers(site: "Site") -> list[str]:
+    """What is left of a closed site: its cgroup, and processes in namespaces of its hosts.
+
+    Mounts, devices, addresses and routes cannot outlive those: they are in the namespaces.
+    """
+    remains = [str(site.cgroup)] if site.cgroup.exists() else []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and namespaces_of(int(entry.name)) & site.namespaces:
+            with contextlib.suppress(OSError):
+                remains.append(f"process {entry.name} {(entry / 'comm').read_text().strip()}")
+    return remains
+
+
 class Host:
     """One running test host.
 
@@ -396,6 +420,7 @@ class Site:
         self.cgroup = CGROUP_ROOT / f"trimaran-site-{pid}-{start_ticks(pid)}-{Site._count}"
         self.cgroup.mkdir()
         self.hosts: list[Host] = []
+        self.namespaces: set[str] = set()
         self.address = f"{NETWORK_PREFIX}{BRIDGE_HOST_NUMBER}"
         self.log = os.memfd_create("test-hosts")
         self._guardian = subprocess.Popen(
@@ -438,6 +463,7 @@ class Site:
             started.append(self.hosts[-1])
         for host in started:
             host.await_namespaces(deadline)
+            self.namespaces |= namespaces_of(host.pid)
             self._plug_in(host)
         for host in started:
             host.await_boot(deadline)
