@@ -183,6 +183,7 @@ class Netlink:
                 problems = self._send([(describe(step), created)])
                 if problems:
                     return problems
+                step = ChangeLink(replace(step.link, mac=""))
         return self._send([(describe(step), rtnetlink.encode_change_link(step.link))])
 
     def _read_indexes(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ lost event, a crash half-way or an operator's hand cannot leave the two apart fo
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -121,7 +121,7 @@ class CreateLink:
 
 @dataclass(frozen=True)
 class ChangeLink:
-    """Give an existing device the MTU, hardware address, alias and state of `link`."""
+    """Give an existing device the MTU, alias, state and, if not empty, hardware address."""
 
     link: Link
 
@@ -218,7 +218,9 @@ def _link_steps(
             steps += [DeleteLink(name), CreateLink(link)]
             fresh.add(name)
         elif present != link:
-            steps.append(ChangeLink(link))
+            # Setting even the same hardware address again makes the kernel drop all neighbours.
+            mac = link.mac if link.mac != present.mac else ""
+            steps.append(ChangeLink(replace(link, mac=mac)))
     return steps, fresh
 
 
@@ -263,6 +265,9 @@ def _entry_steps(
     removals: list[Step],
     additions: list[Step],
 ) -> None:
+    wanted, present = set(wanted), set(present)
+    if wanted == present:
+        return
     wanted_keys = {entry_key(entry): entry for entry in wanted}
     present_keys: dict[tuple[object, ...], set[Entry]] = {}
     for entry in sorted(present, key=repr):
