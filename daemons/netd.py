@@ -21,6 +21,7 @@ from trimaran.daemons.net_daemon import (
     NetOptions,
     NetStatus,
 )
+from trimaran.daemons.sd_notify import notify
 from trimaran.errors import TrimaranError
 from trimaran.net.config import DEFAULT_PREFIX
 
@@ -37,19 +38,14 @@ Examples:
 """
 
 
-class AddressType(click.ParamType):
-    """An IPv4 address."""
-
-    name = "address"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> IPv4Address:
-        """Parse it, or say that it is none."""
-        try:
-            return IPv4Address(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def parse_address(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> IPv4Address | None:
+    """Parse an option that is an IPv4 address, or say that it is none."""
+    try:
+        return IPv4Address(value) if value else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command(
@@ -81,8 +77,8 @@ class AddressType(click.ParamType):
 )
 @click.option(
     "--public-ip",
-    type=AddressType(),
-    default=None,
+    metavar="ADDRESS",
+    callback=parse_address,
     help="Address the other hosts reach this one at; by default the interface's.",
 )
 @click.option(
@@ -169,10 +165,19 @@ def run_daemon(options: NetOptions) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, daemon.request_stop)
-        await daemon.run()
+        announce = asyncio.create_task(_announce(daemon))
+        try:
+            await daemon.run()
+        finally:
+            announce.cancel()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work())
+
+
+async def _announce(daemon: NetDaemon) -> None:
+    await daemon.ready()
+    notify("READY=1")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
