@@ -6,8 +6,8 @@
  *   -EWOULDBLOCK  another process (or another handle in this one) has the directory open
  *   -ENOSPC       the disk or the LMDB map is full; nothing was changed
  *   -EUCLEAN      what is stored contradicts its checksums or itself; it is refused, not repaired
- * A flush that fails leaves it unknown what is on disk, so the process aborts: only a restart, which
- * reads the disk again, can tell.
+ * A flush that fails leaves it unknown what is on disk, so the process aborts: only a restart,
+ * which reads the disk again, can tell.
  */
 #ifndef TRIMARAN_RAFTLOG_H
 #define TRIMARAN_RAFTLOG_H
@@ -51,8 +51,8 @@ typedef struct trimaran_hard_state {
 typedef struct trimaran_raftlog_options {
     uint32_t struct_size;        /* sizeof(trimaran_raftlog_options), so that fields can be added */
     uint32_t flags;              /* TRIMARAN_RAFTLOG_* */
-    uint64_t map_size_bytes;     /* LMDB's address space; 0: 16 GiB */
-    uint64_t journal_size_bytes; /* 0: 64 MiB; at least 64 KiB; an existing journal keeps its size */
+    uint64_t map_size_bytes;     /* the most that data.mdb may grow to; 0: 16 GiB */
+    uint64_t journal_size_bytes; /* 0: 64 MiB; at least 64 KiB; an existing one keeps its size */
 } trimaran_raftlog_options;
 
 /* Write the journal through the page cache with fdatasync, not with O_DIRECT and O_DSYNC. */
@@ -74,8 +74,9 @@ int trimaran_raftlog_open(const char *directory, const trimaran_raftlog_options 
 int trimaran_raftlog_close(trimaran_raftlog *log);
 
 /* Store the hard state (where not NULL) and count entries of consecutive indexes; durable on
- * return. Entries at or after the first new index are replaced. The first index must be in
- * (first_index - 1, last_index + 1]; else -EINVAL. */
+ * return. Entries at or after the first new index are replaced. -EINVAL: the first new index is not
+ * in first_index..last_index + 1, a committed entry would be replaced, or the hard state's commit
+ * is past the last index. */
 int trimaran_raftlog_append(trimaran_raftlog *log, const trimaran_hard_state *hard_state,
                             const trimaran_entry *entries, size_t count);
 
