@@ -15,6 +15,7 @@ from typing import Any, Final, Self, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
+
 from trimaran.client.endpoints import Endpoint, EndpointPool, TLSOptions
 from trimaran.errors import (
     ETCD_ERRORS,

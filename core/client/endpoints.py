@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import grpc
 import grpc.aio
+
 from trimaran.errors import ConfigError, StatusCode, StoreError, StoreUnavailableError
 from trimaran.wire.methods import METHODS
 
@@ -18,6 +19,7 @@ DEFAULT_PORT: Final = 2379
 HEAD_START_S: Final = 0.25
 # An endpoint that failed is passed over this long, where another one answers.
 PENALTY_S: Final = 3.0
+CLOSE_TIMEOUT_S: Final = 2.0
 
 _CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
     # Whether to repeat a request is decided in calls.py alone.
@@ -313,8 +315,11 @@ class EndpointPool:
         self._closed = True
         self._announce()
         tasks = list(self._connecting.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         for endpoint in self._endpoints:
             await endpoint.close()
+        # Closing a channel ends the wait for its state. Cancelling the wait instead would leave an
+        # operation in gRPC that completes later, maybe after the event loop has been closed.
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
+        for task in tasks:
+            task.cancel()

@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
+
 from trimaran.client.calls import STREAM_ERRORS, Caller, stream_error
 from trimaran.client.results import Lease, LeaseStatus
 from trimaran.errors import StoreError

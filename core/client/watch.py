@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 import grpc
 import grpc.aio
+
 from trimaran.client.calls import (
     STREAM_ERRORS,
     Caller,
@@ -100,9 +101,9 @@ class Watcher:
         self._next_revision = request.start_revision
         self._cluster_id = 0
         self._fragments: list[pb.Event] = []
-        self._batches: asyncio.Queue[WatchBatch | StoreError] = asyncio.Queue(_QUEUE_LIMIT)
+        self._batches: asyncio.Queue[WatchBatch | Exception] = asyncio.Queue(_QUEUE_LIMIT)
         self._started = asyncio.Event()
-        self._failure: StoreError | None = None
+        self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -124,7 +125,7 @@ class Watcher:
         if self._failure is not None and self._batches.empty():
             raise self._failure
         batch = await self._batches.get()
-        if isinstance(batch, StoreError):
+        if isinstance(batch, Exception):
             raise batch
         return batch
 
@@ -133,6 +134,7 @@ class Watcher:
 
         Raises:
             StoreError: the watch was refused.
+            ConfigError: the client's TLS options do not work.
         """
         await self._started.wait()
         if self._failure is not None:
@@ -148,7 +150,8 @@ class Watcher:
                 if self._next_revision != revision:
                     backoff.reset()
                 await asyncio.sleep(backoff.next_s())
-        except StoreError as error:
+        except Exception as error:
+            # Whatever it is, it is the reader who must learn of it.
             self._fail(error)
         except asyncio.CancelledError:
             self._fail(StoreError(StatusCode.CANCELLED, "this watch or its client is closed"))
@@ -156,9 +159,9 @@ class Watcher:
         finally:
             self.connected = False
 
-    def _fail(self, error: StoreError) -> None:
+    def _fail(self, error: Exception) -> None:
         """End the iteration with an error, after the batches that are there already."""
-        self._failure = self.error = error
+        self._failure = error
         self._started.set()
         if not self._batches.full():
             self._batches.put_nowait(error)
