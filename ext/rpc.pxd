@@ -23,6 +23,7 @@ cdef extern from "rpc.h" nogil:
     ctypedef struct trimaran_rpc_options:
         uint32_t connections_max
         uint32_t streams_max
+        uint32_t calls_max
         uint32_t header_bytes_max
         uint32_t message_bytes_max
         uint64_t assembly_bytes_max

@@ -3,15 +3,19 @@
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+import aiohttp
 import grpc
 import pytest
 import uvloop
+from aiohttp import web
 
+from http2_frames import PREFACE
 from rpc_helpers import hot_counts, hot_handler, hot_library, listening_socket
 from trimaran.daemons.grpc_server import Call, GrpcServer
+from trimaran.daemons.health import HealthService
 from trimaran.errors import StatusCode, StoreError
 
 MESSAGE_MAX = 2097152
@@ -245,3 +249,77 @@ def test_slow_reader_holds_the_queue_bounded() -> None:
         assert size == 20_000_000
 
     run(scenario, queue_high_bytes=32768, queue_low_bytes=16384)
+
+
+def test_health() -> None:
+    async def scenario(bench: Bench) -> None:
+        health = HealthService(bench.server)
+        check, watch = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+        serving, not_serving, unknown = (b"\x08\x01", b"\x08\x02", b"\x08\x03")
+        assert await bench.unary(check) == serving
+        assert await bench.refused(check, b"\x0a\x01x") == ("NOT_FOUND", "unknown service")
+        assert await bench.refused(check, b"\xff") == (
+            "INTERNAL",
+            "grpc: error unmarshalling request",
+        )
+        whole = bench.channel.unary_stream(watch)(b"", timeout=10)
+        later = bench.channel.unary_stream(watch)(b"\x0a\x01x", timeout=10)
+        assert (await whole.read(), await later.read()) == (serving, unknown)
+        health.set_serving(False)
+        health.set_serving(True, "x")
+        assert (await whole.read(), await later.read()) == (not_serving, serving)
+        assert await bench.unary(check) == not_serving
+        whole.cancel()
+        later.cancel()
+
+    run(scenario)
+
+
+def test_other_protocols_are_handed_on() -> None:
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.json_response({"path": request.path, "body": (await request.read()).decode()})
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        server = GrpcServer(loop, None, sniff_timeout_ms=0)
+        listening, port = listening_socket()
+        await server.start([listening], web.Server(answer))
+        try:
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+                for method in ("GET", "PUT", "POST", "PATCH"):
+                    async with session.request(method, "/health", data="x" * 100) as reply:
+                        assert await reply.json() == {"path": "/health", "body": "x" * 100}
+            # What the first byte leaves open, the third decides.
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for piece in (b"P", b"R", b"OPFIND / HTTP/1.1\r\nHost: x\r\n\r\n"):
+                writer.write(piece)
+                await asyncio.sleep(0.01)
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            writer.close()
+            # Who says nothing is dropped at a tick of the server, here every one.
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"PR")
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+        finally:
+            await server.stop(grace_s=1)
+
+    uvloop.run(asyncio.wait_for(main(), 30))
+
+
+def test_many_connections_come_and_go() -> None:
+    async def one(port: int, greet: bytes) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(greet)
+        await writer.drain()
+        writer.close()
+
+    async def scenario(bench: Bench) -> None:
+        junk = PREFACE + bytes(range(256))
+        for greet in (b"", b"P", b"GET / HTTP/1.0\r\n\r\n", PREFACE, PREFACE[:9], junk):
+            await asyncio.gather(*(one(bench.port, greet) for _ in range(150)))
+        assert await bench.unary("/hot.Test/Echo", b"still here") == b"still here"
+
+    # Fewer connections than clients: the rest wait in the backlog for a tick.
+    run(scenario, connections_max=100)

@@ -63,6 +63,7 @@ const char *trimaran_rpc_metadata(const trimaran_rpc_call *call, const char *nam
 typedef struct trimaran_rpc_options {
     uint32_t connections_max;      /* further ones wait in the listening socket's backlog */
     uint32_t streams_max;          /* open calls of one connection */
+    uint32_t calls_max;            /* open calls of the server */
     uint32_t header_bytes_max;     /* of one request, names, values and 32 for each; < 65536 */
     uint32_t message_bytes_max;    /* one request message, after decompression */
     uint64_t assembly_bytes_max;   /* all partly received messages of the server together */

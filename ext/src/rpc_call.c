@@ -280,12 +280,19 @@ void trimaran_rpc_call_header(trimaran_rpc_call *call, const uint8_t *name, size
     keep_header(call, name, name_size, value, value_size);
 }
 
+static void reset(trimaran_rpc_call *call, uint32_t code) {
+    nghttp2_submit_rst_stream(call->connection->session, NGHTTP2_FLAG_NONE, call->stream_id, code);
+    call->flags |= CALL_FINISHED | CALL_RELEASED;
+}
+
 /* The request headers are complete: refuse what is not gRPC, announce what is. */
 void trimaran_rpc_call_open(trimaran_rpc_call *call) {
     if (call->flags & CALL_DISCARD) {
-        nghttp2_submit_rst_stream(call->connection->session, NGHTTP2_FLAG_NONE, call->stream_id,
-                                  NGHTTP2_ENHANCE_YOUR_CALM);
-        call->flags |= CALL_FINISHED | CALL_RELEASED;
+        reset(call, NGHTTP2_ENHANCE_YOUR_CALM);
+        return;
+    }
+    if (call->server->counters.calls > call->server->options.calls_max) {
+        reset(call, NGHTTP2_REFUSED_STREAM); /* nothing has happened: clients may try again */
         return;
     }
     const char *message = NULL;

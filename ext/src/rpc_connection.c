@@ -148,6 +148,9 @@ static void feed(trimaran_rpc_connection *connection, const uint8_t *data, size_
     if (used < 0 && connection->state < STATE_ENDING) {
         connection->server->counters.refused++;
         connection->state = STATE_ENDING;
+    } else if (nghttp2_session_get_outbound_queue_size(connection->session) >
+               connection->server->options.streams_max + CONTROL_BURST) {
+        trimaran_rpc_refuse(connection, "too_many_unread_frames");
     }
     trimaran_rpc_mark_dirty(connection);
 }
@@ -166,7 +169,7 @@ static void give_away(trimaran_rpc_connection *connection) {
 }
 
 /* "PRI" decides for HTTP/2, as no other method begins so (RFC 9113 §3.4). Nothing is consumed. */
-static bool sniff(trimaran_rpc_connection *connection) {
+static bool sniff(trimaran_rpc_connection *connection, bool hung_up) {
     static const char preface[] = "PRI";
     char first[sizeof preface - 1];
     ssize_t count = recv(connection->fd, first, sizeof first, MSG_PEEK | MSG_DONTWAIT);
@@ -182,6 +185,9 @@ static bool sniff(trimaran_rpc_connection *connection) {
         return false;
     }
     if ((size_t)count < sizeof first) {
+        if (hung_up) {
+            trimaran_rpc_kill(connection); /* there will be no more of it */
+        }
         return false;
     }
     if (trimaran_rpc_session_new(connection) != 0) {
@@ -204,7 +210,7 @@ static void mark_unread(trimaran_rpc_connection *connection) {
 void trimaran_rpc_connection_ready(trimaran_rpc_connection *connection, bool hung_up) {
     trimaran_rpc_server *server = connection->server;
     if (connection->state == STATE_DEAD ||
-        (connection->state == STATE_SNIFFING && !sniff(connection))) {
+        (connection->state == STATE_SNIFFING && !sniff(connection, hung_up))) {
         return;
     }
     if (rpc_buffer_size(&connection->unsent) > 0) {

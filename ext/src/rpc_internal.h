@@ -119,7 +119,7 @@ struct trimaran_rpc_server {
     int epoll_fd;
     trimaran_rpc_options options;
     trimaran_rpc_handler handler; /* all NULL where there is none */
-    bool handled, accepting, shutting_down, destroyed, out_full;
+    bool handled, accepting, starved, shutting_down, destroyed, out_full;
     uint64_t now_ms;
     rpc_listener *listeners;
     trimaran_rpc_connection *connections;

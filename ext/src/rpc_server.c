@@ -17,6 +17,7 @@ void trimaran_rpc_defaults(trimaran_rpc_options *options) {
     *options = (trimaran_rpc_options){
         .connections_max = 10000,
         .streams_max = 16384,
+        .calls_max = 262144,
         .header_bytes_max = 16384,
         .message_bytes_max = 2097152,
         .assembly_bytes_max = 256 << 20,
@@ -83,7 +84,8 @@ int trimaran_rpc_listen(trimaran_rpc_server *server, int fd, int id) {
     return 0;
 }
 
-/* At the limit of connections or descriptors, clients wait in the backlog until a tick. */
+/* At the limit of connections, clients wait in the backlog until one ends; where descriptors run
+ * out, until a tick. */
 static void pause_accepting(trimaran_rpc_server *server) {
     for (rpc_listener *at = server->listeners; at != NULL; at = at->next) {
         epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, at->fd, NULL);
@@ -97,6 +99,7 @@ static void resume_accepting(trimaran_rpc_server *server) {
         return;
     }
     server->accepting = true;
+    server->starved = false;
     for (rpc_listener *at = server->listeners; at != NULL; at = at->next) {
         watch_listener(server, at);
     }
@@ -112,6 +115,7 @@ static void accept_some(trimaran_rpc_server *server, rpc_listener *listener) {
         if (fd < 0) {
             if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
                 server->counters.accept_error = -errno;
+                server->starved = true;
                 pause_accepting(server);
             }
             return;
@@ -166,6 +170,9 @@ int trimaran_rpc_poll(trimaran_rpc_server *server) {
         }
     }
     trimaran_rpc_reap(server);
+    if (!server->starved) {
+        resume_accepting(server);
+    }
     return server->unread != NULL || count == POLL_EVENTS;
 }
 
