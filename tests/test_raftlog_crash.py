@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from trimaran.errors import CorruptionError
 from trimaran.ext.raftlog import Entry, HardState, RaftLog
 
@@ -270,14 +271,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", mount], check=True)
 
 
+def append_until_full(log: RaftLog) -> int:
+    """Append until the disk is full; return the index that was refused."""
+    for index in range(1, 10_000):
+        try:
+            log.append([Entry(index, 1, f"{index}.".encode() * 1000)])
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return index
+    raise AssertionError("the disk never filled up")
+
+
 def test_full_disk(small_disk: Path) -> None:
     log = RaftLog(small_disk / "log", journal_size_bytes=JOURNAL_BYTES)
-    index = 1
-    with pytest.raises(OSError, match="No space") as caught:
-        while index < 10000:
-            log.append([Entry(index, 1, f"{index}.".encode() * 1000)])
-            index += 1
-    assert caught.value.errno == errno.ENOSPC
+    index = append_until_full(log)
     assert log.last_index == index - 1
     check_entries(log)
     with pytest.raises(OSError, match="No space"):
@@ -289,11 +297,11 @@ def test_full_disk(small_disk: Path) -> None:
     log = RaftLog(small_disk / "log")
     assert log.last_index == index - 1
     log.compact(index // 2)
-    for index in range(index, index + 20):
-        log.append([Entry(index, 1, f"{index}.".encode() * 1000)])
+    for index_again in range(index, index + 20):
+        log.append([Entry(index_again, 1, f"{index_again}.".encode() * 1000)])
+    index += 20
     check_entries(log)
     log.close()
-    index += 1
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     log = RaftLog(small_disk / "log")
     assert log.last_index == index - 1

@@ -28,7 +28,7 @@ void trimaran_watchindex_destroy(trimaran_watchindex *index);
 
 /* Register watcher for one key (end_size 0), for [key, end), or for every key from key on (end is
  * one zero byte), as etcd's range_end. The bytes are copied. -EINVAL: end is not after key, or the
- * key is 4 GiB or more. The same watcher may be registered any number of times. */
+ * key or end is 2 GiB or more. The same watcher may be registered any number of times. */
 int trimaran_watchindex_insert(trimaran_watchindex *index, const uint8_t *key, size_t key_size,
                                const uint8_t *end, size_t end_size, void *watcher,
                                trimaran_watch **out);
