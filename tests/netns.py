@@ -22,7 +22,7 @@ def _check(result: int, what: str) -> None:
 
 
 class Namespace:
-    """A network namespace held open by a descriptor of this process, its loopback up."""
+    """A network namespace held open by a descriptor of this process, its loopback up, no IPv6."""
 
     def __init__(self) -> None:
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -35,6 +35,8 @@ class Namespace:
         finally:
             os.close(home)
         self.run("ip", "link", "set", "lo", "up")
+        # The kernel shall send nothing of its own into the devices to come.
+        self.run("sysctl", "-eqw", "net.ipv6.conf.default.disable_ipv6=1")
 
     @property
     def path(self) -> str:

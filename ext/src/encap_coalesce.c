@@ -13,12 +13,33 @@ void trimaran_encap_coalescer_reset(coalescer *state, bool udp)
     memset(state->slots, 0, sizeof state->slots);
 }
 
-/* Flows that share a slot only lose chances to be joined. */
+static const uint8_t *transport_of(const uint8_t *packet)
+{
+    return packet + (size_t)(packet[0] & 15) * 4;
+}
+
+/* Find the slot of a packet's flow: its own if it has one, else a free one near its hash, else that
+ * of another flow, which only loses a chance to be joined. A slot once taken is not freed before
+ * reset, so no older slot of the same flow can lie behind. */
 static uint16_t *flow_slot(coalescer *state, const uint8_t *packet)
 {
-    uint32_t hash = read32(packet + 12) * 0x9e3779b1u ^ read32(packet + 16) * 0x85ebca6bu;
-    hash ^= read32(packet + IPV4_HEADER) * 0xc2b2ae35u ^ packet[9];
-    return &state->slots[(hash ^ hash >> 15) >> 8 & (COALESCE_SLOTS - 1)];
+    uint64_t addresses;
+    uint32_t ports;
+    memcpy(&addresses, packet + 12, sizeof addresses);
+    memcpy(&ports, transport_of(packet), sizeof ports);
+    uint64_t hash = addresses * 0x9e3779b97f4a7c15u;
+    hash = (hash ^ ports ^ (uint64_t)packet[9] << 32) * 0xbf58476d1ce4e5b9u;
+    uint32_t start = (uint32_t)(hash >> 40);
+    for (uint32_t probe = 0; probe < COALESCE_PROBES; probe++) {
+        uint16_t *slot = &state->slots[(start + probe) & (COALESCE_SLOTS - 1)];
+        if (*slot == 0)
+            return slot;
+        const uint8_t *owner = state->groups[*slot - 1].first;
+        if (memcmp(owner + 12, packet + 12, 8) == 0 && owner[9] == packet[9] &&
+            memcmp(transport_of(owner), &ports, sizeof ports) == 0)
+            return slot;
+    }
+    return &state->slots[start & (COALESCE_SLOTS - 1)];
 }
 
 static bool checksum_holds(const uint8_t *packet, const trimaran_encap_packet *parsed)
@@ -138,8 +159,9 @@ int trimaran_encap_coalescer_add(coalescer *state, uint8_t *packet,
     }
     uint16_t *slot = flow_slot(state, packet);
     if (!can_join(state, packet, parsed)) {
-        new_group(state, packet, parsed);
-        *slot = 0; /* later packets of the flow must not overtake this one */
+        /* Later packets of the flow must not overtake this one, so it takes the slot. */
+        new_group(state, packet, parsed)->closed = true;
+        *slot = (uint16_t)state->group_count;
         return 0;
     }
     uint32_t payload = (uint32_t)parsed->length - parsed->payload_offset;

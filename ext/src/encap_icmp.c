@@ -102,14 +102,26 @@ static uint32_t tun_address(const trimaran_encap_path *path)
     return ntohl(address.sin_addr.s_addr);
 }
 
+/* Where an answer comes from. A peer's host sees the TUN device's address. Our own kernel drops
+ * what seems to come from itself (a martian), so there it is the network's first address, which no
+ * host has and which the device has the route of; the second subnet's, should we have the first. */
+static uint32_t answer_source(const trimaran_encap_path *path, uint64_t peer)
+{
+    uint32_t own = tun_address(path);
+    if (peer != 0)
+        return own;
+    uint32_t first = path->config.network;
+    return own != first ? first : first + ((uint32_t)1 << (32 - path->config.subnet_length));
+}
+
 void trimaran_encap_answer_icmp(trimaran_encap_path *path, const uint8_t *packet, size_t length,
                                 uint8_t type, uint64_t peer)
 {
     uint8_t answer[TRIMARAN_ENCAP_ICMP_LENGTH_MAX];
     if (!take_token(path))
         return;
-    uint32_t from = tun_address(path);
-    if (from == 0)
+    uint32_t from = answer_source(path, peer);
+    if (!is_one_host(from))
         return;
     int size = trimaran_encap_icmp_error(packet, length, from, type, 0, answer);
     if (size == 0)

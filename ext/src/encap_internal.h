@@ -133,7 +133,8 @@ static inline void table_leave(trimaran_encap_routes *routes)
 
 #define COALESCE_GROUPS 256
 #define COALESCE_PIECES 1024
-#define COALESCE_SLOTS 64
+#define COALESCE_SLOTS 128
+#define COALESCE_PROBES 8
 #define COALESCE_JOIN_MAX 128 /* packets in one group */
 
 typedef struct coalesce_piece {
@@ -162,7 +163,7 @@ typedef struct coalescer {
     bool udp;
     uint32_t group_count;
     uint32_t piece_count;
-    uint16_t slots[COALESCE_SLOTS]; /* flow hash -> index + 1 of the group it may extend */
+    uint16_t slots[COALESCE_SLOTS]; /* flow -> index + 1 of its latest group */
     coalesce_group groups[COALESCE_GROUPS];
     coalesce_piece pieces[COALESCE_PIECES];
 } coalescer;
