@@ -422,7 +422,8 @@ class NetDaemon:
             snapshot.indexes[name] for name in overlay.kernel.links if name in snapshot.indexes
         )
         self._overlay, self._kernel_problems = overlay, problems
-        if not problems:
+        # One peer in trouble must not keep containers from starting.
+        if not overlay.device or overlay.device in snapshot.kernel.links:
             self._publish(config, overlay, subnet)
 
     def _find_underlay(self, snapshot: Snapshot) -> None:

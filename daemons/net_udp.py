@@ -1,12 +1,12 @@
 """The udp backend's ends: the TUN device, the UDP socket, and the packet path between them."""
 
-import importlib
 import os
 import socket
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+from trimaran.ext.encap import PacketPath, open_tun
 from trimaran.net.kernel import Link
 
 SOCKET_BUFFER_BYTES: Final = 7 << 20
@@ -24,7 +24,7 @@ class UdpPath:
     def __init__(self, mode: Literal["fast", "plain"] = "fast") -> None:
         self._mode = mode
         self._tun_fd = -1
-        self._path: Any = None
+        self._path: PacketPath | None = None
         self._shape: tuple[object, ...] = ()
         self._routes: dict[IPv4Network, tuple[IPv4Address, int]] = {}
         self.name = ""
@@ -36,8 +36,7 @@ class UdpPath:
             OSError: if the kernel refuses; the text says what to do.
         """
         self.close()
-        self._engine = importlib.import_module("trimaran.ext.encap")
-        self._tun_fd, self.name, _ = self._engine.open_tun(link.name, link.mtu)
+        self._tun_fd, self.name, _ = open_tun(link.name, link.mtu)
 
     @property
     def error(self) -> int:
@@ -95,7 +94,7 @@ class UdpPath:
             for option in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
                 udp.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
             udp.bind((str(local[0]), local[1]))
-            path = self._engine.PacketPath(
+            path = PacketPath(
                 self._tun_fd,
                 udp.fileno(),
                 network=str(network),

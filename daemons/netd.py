@@ -150,8 +150,9 @@ def netd(
         raise click.UsageError("--cert and --key go together; give both or neither")
     tls = TLSOptions(ca=cacert, cert=cert, key=key) if cacert or cert else None
     logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+        level="WARNING", format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
+    logging.getLogger("trimaran").setLevel(log_level.upper())
     options = NetOptions(endpoints=parts, tls=tls, **rest)  # type: ignore[arg-type]
     run_daemon(options)
 

@@ -38,8 +38,11 @@ RECEIVE_BUFFER_BYTES: Final = 4 << 20
 DUMP_ATTEMPTS: Final = 20
 ANSWER_TIMEOUT_S: Final = 5.0
 SO_RCVBUFFORCE: Final = 33
-# An entry that is there or gone already is what was wanted: the next comparison tells the rest.
+# What is gone already is what a removal wanted.
 _GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
+
+
+Request = tuple[int, int, bytes]  # message type, flags, body
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class Netlink:
         """
         problems: list[str] = []
         indexes = self._read_indexes()
-        requests: list[tuple[str, tuple[int, int, bytes]]] = []
+        requests: list[tuple[Step, Request]] = []
 
         def flush() -> None:
             problems.extend(self._send(requests))
@@ -153,11 +156,11 @@ class Netlink:
                     problems.append(f"{describe(step)}: no device {step.entry.link}")
             elif isinstance(step, Add):
                 body = rtnetlink.encode_add(step.entry, indexes, replace=step.replace)
-                requests.append((describe(step), body))
+                requests.append((step, body))
             else:
                 assert isinstance(step, Delete)
                 body = rtnetlink.encode_delete(step.entry, indexes)
-                requests.append((describe(step), body))
+                requests.append((step, body))
         flush()
         return problems
 
@@ -168,7 +171,7 @@ class Netlink:
         make_tun: Callable[[Link], None],
     ) -> list[str]:
         if isinstance(step, DeleteLink):
-            return self._send([(describe(step), rtnetlink.encode_delete_link(step.name))])
+            return self._send([(step, rtnetlink.encode_delete_link(step.name))])
         if isinstance(step, CreateLink):
             if step.link.kind == "tun":
                 try:
@@ -180,34 +183,34 @@ class Netlink:
                 if vxlan is not None and vxlan.underlay and vxlan.underlay not in indexes:
                     return [f"{describe(step)}: no interface {vxlan.underlay}"]
                 created = rtnetlink.encode_create_link(step.link, indexes)
-                problems = self._send([(describe(step), created)])
+                problems = self._send([(step, created)])
                 if problems:
                     return problems
                 step = ChangeLink(replace(step.link, mac=""))
-        return self._send([(describe(step), rtnetlink.encode_change_link(step.link))])
+        return self._send([(step, rtnetlink.encode_change_link(step.link))])
 
     def _read_indexes(self) -> dict[str, int]:
         entries = (rtnetlink.decode_link(item.body) for item in self._dump(*rtnetlink.DUMP_LINKS))
         return {entry.link.name: entry.index for entry in entries}
 
-    def _send(self, requests: list[tuple[str, tuple[int, int, bytes]]]) -> list[str]:
+    def _send(self, requests: list[tuple[Step, Request]]) -> list[str]:
         """Send requests in batches and collect the failures."""
         problems: list[str] = []
         for start in range(0, len(requests), BATCH):
-            pending: dict[int, str] = {}
+            pending: dict[int, Step] = {}
             data = bytearray()
-            for text, (kind, flags, body) in requests[start : start + BATCH]:
+            for step, (kind, flags, body) in requests[start : start + BATCH]:
                 sequence = next(self._sequence)
-                pending[sequence] = text
+                pending[sequence] = step
                 data += rtnetlink.message(kind, flags | rtnetlink.FLAG_ACK, sequence, body)
                 data += b"\0" * (-len(data) % 4)
             self._socket.send(data)
             while pending:
                 for item in self._receive():
-                    text = pending.pop(item.sequence, "")
+                    done = pending.pop(item.sequence, None)
                     code = rtnetlink.error_number(item.body)
-                    if text and code and not (text.startswith("remove") and code in _GONE):
-                        problems.append(f"{text}: {os.strerror(code)}")
+                    if done is not None and code and not _already_gone(done, code):
+                        problems.append(explain(done, code))
         return problems
 
     def _receive(self) -> Iterator[Message]:
@@ -296,6 +299,23 @@ def _name_underlay(entry: rtnetlink.LinkEntry, names: dict[int, str]) -> Link:
     if vxlan is None:
         return entry.link
     return replace(entry.link, vxlan=replace(vxlan, underlay=names.get(entry.underlay_index, "")))
+
+
+def _already_gone(step: Step, code: int) -> bool:
+    return isinstance(step, Delete | DeleteLink) and code in _GONE
+
+
+def explain(step: Step, code: int) -> str:
+    """Say what failed, why, and what to do where that is known."""
+    text = f"{describe(step)}: {os.strerror(code)}"
+    if isinstance(step, CreateLink) and code == errno.EOPNOTSUPP:
+        return f"{text}; load the kernel module {step.link.kind}, or choose another backend"
+    if isinstance(step, CreateLink) and code == errno.EEXIST:
+        return f"{text}; another device uses this VNI and port: remove it, or choose another VNI"
+    if isinstance(step, Add) and isinstance(step.entry, Route) and code == errno.EEXIST:
+        route = step.entry.destination
+        return f"{text}; a route of someone else is in the way (ip route show {route}): remove it"
+    return text
 
 
 def describe(step: Step) -> str:

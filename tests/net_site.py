@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
+import pytest
+
 CLONE_NEWNET = 0x40000000
 WAIT_S = 20.0
 PREFIX = "/coreos.com/network"
@@ -158,6 +160,25 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.transport.abort()
 
 
+async def _end_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def make_site(folder: Path, endpoint: str) -> "Iterator[NetSite]":
+    """Make a site for a fixture, or skip where there cannot be one."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    site = NetSite(folder, endpoint)
+    try:
+        yield site
+    finally:
+        site.close()
+
+
 class NetHost:
     """One host: a namespace with an underlay address, and netd in it while it runs."""
 
@@ -188,11 +209,31 @@ class NetHost:
         """Where netd tells its status."""
         return self.folder / "net-status.json"
 
-    def start(self, *arguments: str, host_id: str = "", ttl_s: int = 600) -> Self:
-        """Start netd without waiting for it."""
+    def trimaran(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line on this host."""
+        return subprocess.run(
+            self.namespace.command(
+                *(sys.executable, "-m", "trimaran.daemons.cli"),
+                *("--endpoints", self.site.endpoint, *arguments),
+            ),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+
+    def start(
+        self,
+        *arguments: str,
+        host_id: str = "",
+        ttl_s: int = 600,
+        wrapper: Sequence[str] = (),
+    ) -> Self:
+        """Start netd without waiting for it; wrapper is a command that executes its arguments."""
         assert self._process is None
         self._process = subprocess.Popen(
             self.namespace.command(
+                *(*wrapper, *(["netd"] if wrapper else [])),
                 *(sys.executable, "-m", "trimaran.daemons.netd"),
                 *("--endpoints", self.site.endpoint, "--state-dir", str(self.folder)),
                 *("--subnet-file", str(self.folder / "subnet.env")),
@@ -248,7 +289,33 @@ class NetHost:
     @property
     def overlay_address(self) -> str:
         """The device's address on the overlay."""
-        return str(self.status()["subnet"]).split("/")[0]
+        return self.subnet.split("/")[0]
+
+    @property
+    def subnet(self) -> str:
+        """The subnet this host held last."""
+        return str(json.loads(self.status_path.read_text())["subnet"])
+
+    @property
+    def overlay_key(self) -> str:
+        """Last part of the record's key."""
+        return self.subnet.replace("/", "-")
+
+    def transfer(self, other: "NetHost", size: int) -> int:
+        """Send bytes to another host over TCP across the overlay; return how many came."""
+        with other.namespace.inside():
+            listener = socket.create_server((other.overlay_address, 0))
+        with self.namespace.inside():
+            sender = socket.create_connection(listener.getsockname(), timeout=WAIT_S)
+        receiver, _ = listener.accept()
+        with listener, sender, receiver:
+            pusher = threading.Thread(target=sender.sendall, args=(bytes(size),))
+            pusher.start()
+            received = 0
+            while received < size:
+                received += len(receiver.recv(65536))
+            pusher.join()
+        return received
 
     def ping(self, other: "NetHost", *, size: int = 56) -> bool:
         """Send echo requests across the overlay until one is answered."""
@@ -324,6 +391,7 @@ class NetSite:
         for host in self.hosts:
             host.close()
         self.bridge.close()
+        asyncio.run_coroutine_threadsafe(_end_others(), self.loop).result(WAIT_S)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(WAIT_S)
         self.loop.close()

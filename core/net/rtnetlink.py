@@ -183,6 +183,8 @@ def encode_add(
     Returns:
         message type, flags and body.
     """
+    # Neighbours that failed or were learnt are not read, but are in the way of exclusive ones.
+    replace |= isinstance(entry, Neighbour | Forwarding)
     flags = FLAG_CREATE | (FLAG_REPLACE if replace else FLAG_EXCLUSIVE)
     index = indexes[entry.link]
     if isinstance(entry, Address):
