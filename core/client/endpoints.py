@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from trimaran.errors import ConfigError, StatusCode, StoreError, StoreUnavailableError
+from trimaran.wire import etcd_pb2 as pb
 from trimaran.wire.methods import METHODS
 
 DEFAULT_PORT: Final = 2379
@@ -20,6 +21,7 @@ HEAD_START_S: Final = 0.25
 # An endpoint that failed is passed over this long, where another one answers.
 PENALTY_S: Final = 3.0
 CLOSE_TIMEOUT_S: Final = 2.0
+_PROBE_TIMEOUT_S: Final = 0.5
 
 _CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
     # Whether to repeat a request is decided in calls.py alone.
@@ -169,12 +171,40 @@ class Endpoint:
             and self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
         )
 
+    async def failure(self) -> str:
+        """Say why the last attempt to connect failed.
+
+        gRPC tells that only to a request that it cannot send, so a harmless one is tried.
+        """
+        if not self.has_failed():
+            return "no answer"
+        probe = self.method("/grpc.health.v1.Health/Check")
+        try:
+            await probe(pb.HealthCheckRequest(), timeout=_PROBE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            reason = str(error.details()).rpartition("last error: ")[2]
+            return reason.removeprefix("UNKNOWN: ") or "no answer"
+        return "connected too late"
+
     async def close(self) -> None:
         """Close the channel; calls that run end as cancelled."""
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
             self._methods.clear()
+
+
+async def _unreachable(endpoints: Sequence[Endpoint]) -> StoreUnavailableError:
+    """Build the error for endpoints of which none could be connected to in time."""
+    failures = await asyncio.gather(*(endpoint.failure() for endpoint in endpoints))
+    lines = [
+        f"{endpoint.url} ({failure})" for endpoint, failure in zip(endpoints, failures, strict=True)
+    ]
+    return StoreUnavailableError(
+        StatusCode.UNAVAILABLE,
+        f"no endpoint could be connected to in time: {', '.join(lines)}; "
+        "check that the store runs and can be reached",
+    )
 
 
 class EndpointPool:
@@ -254,12 +284,7 @@ class EndpointPool:
             if ready and (alone or waited):
                 return ready[0]
             if now_s >= deadline_s:
-                raise StoreUnavailableError(
-                    StatusCode.UNAVAILABLE,
-                    "no endpoint could be connected to in time: "
-                    f"{', '.join(endpoint.url for endpoint in candidates)}; "
-                    "check that the store runs and can be reached",
-                )
+                raise await _unreachable(candidates)
             all_at_once = waited or first.has_failed() or first.failed_until_s > now_s
             for endpoint in candidates if all_at_once else [first]:
                 self._connect(endpoint)
