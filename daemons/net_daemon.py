@@ -381,7 +381,12 @@ class NetDaemon:
         while True:
             self._kernel_wake.clear()
             before = self._kernel_problems
-            self._reconcile()
+            try:
+                self._reconcile()
+            except OSError as error:
+                # No memory, a full disk, tables that never hold still: the next try may do.
+                place = f"{error.filename}: " if isinstance(error.filename, str) else ""
+                self._kernel_problems = [f"{place}{error.strerror or error}"]
             for text in self._kernel_problems:
                 if text not in before:
                     log.error("%s", text)
@@ -417,13 +422,13 @@ class NetDaemon:
             snapshot = self._netlink.read()
             if problems:
                 break
-        problems += self._update_path(config, overlay, underlay, bool(problems))
+        path_problems = self._update_path(config, overlay, underlay)
         self._events.indexes = frozenset(
             snapshot.indexes[name] for name in overlay.kernel.links if name in snapshot.indexes
         )
-        self._overlay, self._kernel_problems = overlay, problems
-        # One peer in trouble must not keep containers from starting.
-        if not overlay.device or overlay.device in snapshot.kernel.links:
+        self._overlay, self._kernel_problems = overlay, problems + path_problems
+        # One peer in trouble must not keep containers from starting; no device must.
+        if not path_problems and set(overlay.kernel.links) <= set(snapshot.kernel.links):
             self._publish(config, overlay, subnet)
 
     def _find_underlay(self, snapshot: Snapshot) -> None:
@@ -464,13 +469,13 @@ class NetDaemon:
         )
 
     def _update_path(
-        self, config: NetworkConfig, overlay: Overlay, underlay: Underlay, failed: bool
+        self, config: NetworkConfig, overlay: Overlay, underlay: Underlay
     ) -> list[str]:
         """Bring the userspace path in line; it exists for the udp backend only."""
         if not isinstance(config.backend, UdpOptions):
             self._udp.close()
             return []
-        if not self._udp.name or failed:
+        if not self._udp.name:
             return []
         local = underlay.address, config.backend.port
         try:
@@ -498,4 +503,7 @@ class NetDaemon:
         status = self.status()
         status.counters, status.store_contact_s = {}, 0.0
         text = json.dumps(asdict(status), indent=1)
-        self._files.write(self._files.status_path, text + "\n")
+        try:
+            self._files.write(self._files.status_path, text + "\n")
+        except OSError as error:
+            log.warning("%s: %s", self._files.status_path, error.strerror)

@@ -16,8 +16,9 @@ from trimaran.client import (
     Put,
     TxnResult,
     WatchBatch,
+    Watcher,
 )
-from trimaran.errors import CompactedError, StatusCode, StoreError
+from trimaran.errors import StatusCode, StoreError
 from trimaran.net.allocation import (
     Create,
     Decision,
@@ -41,6 +42,8 @@ log = logging.getLogger("trimaran.net")
 
 DECISIONS_MAX: Final = 50  # Steps of one attempt; each lost race or removal takes one.
 RESYNC_S: Final = 60.0
+HEALTH_INTERVAL_S: Final = 1.0
+NOT_CONNECTED: Final = "not connected yet"
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 
@@ -58,8 +61,9 @@ class StoreFollower:
         self._client = client
         self._changed = changed
         self.view = view
-        self.error = "not connected yet"
+        self.error = NOT_CONNECTED
         self.contact_s = 0.0
+        self._listed_s = 0.0
 
     async def refresh(self) -> int:
         """List everything once.
@@ -73,10 +77,7 @@ class StoreFollower:
         try:
             result = await self._client.get(f"{self.view.prefix}/", prefix=True)
         except StoreError as error:
-            if self.error != error.message:
-                log.warning("store: %s; peers stay as they are", error.message)
-                self.error = error.message
-                self._changed()
+            self._unreachable(error)
             raise
         items = [
             (kv.key.decode("utf-8", "replace"), kv.value, kv.mod_revision, kv.lease)
@@ -86,7 +87,7 @@ class StoreFollower:
         if self.error:
             log.info("store: connected at revision %d, %d keys", result.revision, len(items))
             self.error = ""
-        self.contact_s = time.monotonic()
+        self.contact_s = self._listed_s = time.monotonic()
         self._changed()
         return result.revision
 
@@ -98,8 +99,6 @@ class StoreFollower:
                 revision = await self.refresh()
                 backoff_s = BACKOFF_MIN_S
                 await self._watch(revision + 1)
-            except CompactedError:
-                continue
             except StoreError as error:
                 log.debug("store: %s", error.message)
                 await asyncio.sleep(backoff_s)
@@ -107,32 +106,41 @@ class StoreFollower:
 
     async def _watch(self, start_revision: int) -> None:
         """Apply events; list again where history is gone, and slowly even without a reason."""
-        resync = asyncio.create_task(self._resync())
-        try:
-            async with self._client.watch(
-                f"{self.view.prefix}/", prefix=True, start_revision=start_revision
-            ) as watcher:
+        async with self._client.watch(
+            f"{self.view.prefix}/", prefix=True, start_revision=start_revision
+        ) as watcher:
+            resync = asyncio.create_task(self._resync(watcher))
+            try:
                 async for batch in watcher:
                     if batch.compacted:
                         log.info("store: history compacted, listing again")
                         await self.refresh()
                         continue
                     self._apply(batch)
-        finally:
-            resync.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await resync
+            finally:
+                resync.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await resync
 
-    async def _resync(self) -> None:
-        """List now and then: it finds an outage that a quiet watch does not show, and its end."""
-        wait_s = RESYNC_S
+    async def _resync(self, watcher: Watcher) -> None:
+        """List now and then, and at once where the watch is broken, to learn of outage and end."""
         while True:
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            if not watcher.connected and watcher.error is not None:
+                self._unreachable(watcher.error)
+            elif not self.error and time.monotonic() < self._listed_s + RESYNC_S:
+                continue
             try:
                 await self.refresh()
-                wait_s = RESYNC_S
-            except StoreError:
-                wait_s = BACKOFF_MAX_S
+            except StoreError as error:
+                log.debug("store: %s", error.message)
+
+    def _unreachable(self, error: StoreError) -> None:
+        if self.error in ("", NOT_CONNECTED):
+            log.warning("store: %s; peers stay as they are", error.message)
+        if self.error != error.message:
+            self.error = error.message
+            self._changed()
 
     def _apply(self, batch: WatchBatch) -> None:
         for event in batch.events:

@@ -360,12 +360,13 @@ class NetSite:
             added.append(self.hosts[-1])
         return added
 
-    def etcdctl(self, *arguments: str) -> str:
-        """Run etcdctl against the store."""
+    def etcdctl(self, *arguments: str, text: str | None = None) -> str:
+        """Run etcdctl against the store, with a text on its standard input."""
         environment = {**os.environ, "ETCDCTL_API": "3"}
         return subprocess.run(
             ["etcdctl", f"--endpoints={self.endpoint}", *arguments],
             env=environment,
+            input=text,
             capture_output=True,
             text=True,
             check=True,

@@ -215,6 +215,7 @@ def test_the_store_goes_and_comes_back(net_site: NetSite, store_server: StoreSer
     first, second = started(net_site, 2, "udp")
     third = net_site.add(1)[0]
     store_server.kill()
+    second.wait("degraded", lambda status: status["store_error"])
     assert first.ping(second)
     # A restart without the store carries packets from what was known.
     first.kill()
@@ -231,6 +232,8 @@ def test_the_store_goes_and_comes_back(net_site: NetSite, store_server: StoreSer
     third.kill(signal.SIGTERM)
     net_site.etcdctl("del", f"{PREFIX}/subnets/{third.overlay_key}")
     first.wait_peers(1)
+    second.wait("degraded", lambda status: status["store_error"])
+    assert second.status()["peers"] == 2
     assert second.ping(first)
     second.gate.set_open(True)
     second.wait_peers(1)
@@ -265,3 +268,24 @@ def test_two_hosts_of_one_identity_are_told_apart(net_site: NetSite) -> None:
     second.start(host_id="twin")
     first.wait("degraded", lambda status: "twin" in str(status["problems"]))
     assert set(net_site.records()) == {first.overlay_key}
+
+
+def test_many_peers_come_and_go(net_site: NetSite) -> None:
+    """A burst of records is set up by few comparisons."""
+    (host,) = started(net_site, 1)
+    keys = [f"10.77.{number}.0-24" for number in range(1, 256)]
+    for start in range(0, len(keys), 100):
+        operations = "".join(
+            f'put {PREFIX}/subnets/{key} "{{\\"PublicIP\\":\\"198.51.100.{index + 1}\\",'
+            f'\\"BackendType\\":\\"vxlan\\",\\"BackendData\\":{{\\"VtepMAC\\":'
+            f'\\"02:00:00:00:{start:02x}:{index + 1:02x}\\"}}}}"\n'
+            for index, key in enumerate(keys[start : start + 100])
+            if key != host.overlay_key
+        )
+        net_site.etcdctl("txn", text=f"\n{operations}\n\n")
+    host.wait_peers(254)
+    assert len(host.routes()) == 254
+    net_site.etcdctl("del", "--prefix", f"{PREFIX}/subnets/")
+    host.wait_peers(0)
+    eventually(lambda: set(net_site.records()) == {host.overlay_key}, "our own record is back")
+    assert not host.routes()
