@@ -7,16 +7,19 @@ import itertools
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 import netns
 from netns import Namespace, set_offloads
 from packets import ICMP, UDP, Packet
-from trimaran.ext.encap import PacketPath, open_tun
+from trimaran.ext.encap import PacketPath, checksum, open_tun, parse
 from tunnels import NETWORK, PORT, SUBNET_LENGTH, UNDERLAY, UNDERLAY_DEVICE, Tunnel, two_hosts
 
 pytestmark = pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not())
@@ -157,6 +160,55 @@ def test_runs_of_datagrams_keep_their_borders(nic_like: bool) -> None:
             near.sendmsg([data], control, 0, far.getsockname())
             found = [far.recv(65536) for _ in range(31)]
             assert found == [data[at : at + 1000] for at in range(0, len(data), 1000)]
+
+
+@pytest.mark.parametrize("mode", ["fast", "plain"])
+def test_the_payload_is_the_bare_inner_packet(mode: str) -> None:
+    """What flannel's udp backend puts on the wire, spoken here by a peer of a few lines."""
+    with (
+        overlay(mode, mode) as (one, other),
+        open_socket(one.namespace, socket.SOCK_DGRAM, one.address) as near,
+    ):
+        other.path.stop()
+        other.socket.setblocking(True)
+        other.socket.settimeout(TIMEOUT_S)
+        near.sendto(b"question", ("10.5.2.9", 53))
+        wire, sender = other.socket.recvfrom(65536)
+        assert sender == (one.underlay, PORT)
+        fields = parse(wire)
+        assert fields["verified"]
+        assert (fields["length"], fields["ttl"]) == (len(wire), 63)
+        assert wire[16:20] == socket.inet_aton("10.5.2.9")
+        assert wire[28:] == b"question"
+        assert checksum(wire[20:], 0xFFFF ^ checksum(wire[12:20] + b"\0\x11" + wire[24:26])) == 0
+        answer = inner(b"answer", near.getsockname()[1], source_port=53)
+        other.socket.sendto(answer.build(), sender)
+        assert near.recvfrom(100) == (b"answer", ("10.5.2.9", 53))
+
+
+def test_a_killed_benchmark_leaves_no_process() -> None:
+    bench = Path(__file__).resolve().parent.parent / "bench" / "main.py"
+    line = [sys.executable, str(bench), "overlay", "--rounds", "1"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        seen: set[Path] = set()
+
+        def iperf_runs() -> bool:
+            seen.update(Path(f"/proc/{number}/comm") for number in children.read_text().split())
+            return any(read_or_empty(path) == "iperf3" for path in seen)
+
+        until(iperf_runs, "iperf3")
+        process.kill()
+        process.wait()
+        until(lambda: all(read_or_empty(path) != "iperf3" for path in seen), "the end of iperf3")
+
+
+def read_or_empty(path: Path) -> str:
+    """The text of a file of /proc, empty once its process is gone."""
+    try:
+        return path.read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_a_route_that_comes_and_goes_under_traffic() -> None:

@@ -179,6 +179,8 @@ int trimaran_encap_path_start(trimaran_encap_path *path)
     int error = pthread_create(&path->thread, NULL, carry, path);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     path->started = error == 0;
+    if (path->started)
+        pthread_setname_np(path->thread, "trimaran-encap"); /* for ps and profiles */
     return -error;
 }
 
