@@ -1,9 +1,11 @@
 """Keys, ranges, transactions and errors of the client, against each real store."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -281,6 +283,20 @@ def test_members_and_status(endpoint: str) -> None:
                 await client.status("http://127.0.0.1:1")
 
     run(main())
+
+
+def test_under_the_loop_of_the_daemons(endpoint: str) -> None:
+    async def main() -> None:
+        async with Client([endpoint]) as client, client.watch("uv") as watcher:
+            await watcher.started()
+            lease = await client.lease_grant(5)
+            async with client.keep_alive(lease.id, lease.ttl_s) as keep_alive:
+                await keep_alive.renewed()
+                put = await client.put("uv", "loop", lease=lease.id)
+                assert (await anext(watcher)).revision == put.revision
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 30))
 
 
 @given(prefix=st.binary(max_size=4), key=st.binary(min_size=1, max_size=6))

@@ -193,6 +193,8 @@ class Caller:
             try:
                 attempt_s = self._attempt_timeout_s(deadline_s, repeatable and only is None)
                 answer = await self._attempt(target, path, request, token, attempt_s)
+                if only is None:
+                    self.pool.succeeded(target)
                 assert isinstance(answer, response)
                 return answer
             except StoreUnavailableError as error:
@@ -218,7 +220,7 @@ class Caller:
     async def _attempt(
         self, target: Endpoint, path: str, request: Message, token: str, timeout_s: float
     ) -> Any:
-        """Send a request to one endpoint, once, and note how that went."""
+        """Send a request to one endpoint, once, and note it if that is not available."""
         metadata = (("token", token),) if token else ()
         try:
             answer = await target.method(path)(request, timeout=timeout_s, metadata=metadata)
@@ -226,10 +228,7 @@ class Caller:
             error = from_rpc_error(rpc_error)
             if isinstance(error, StoreUnavailableError):
                 self.pool.failed(target)
-            else:
-                self.pool.succeeded(target)
             raise error from None
-        self.pool.succeeded(target)
         return answer
 
     async def token(self, deadline_s: float) -> str:

@@ -26,6 +26,8 @@ Filter: TypeAlias = Literal["noput", "nodelete"]
 _WATCH_PATH: Final = "/etcdserverpb.Watch/Watch"
 # So many batches wait for a slow reader; after that the stream's flow control holds the server.
 _QUEUE_LIMIT: Final = 64
+# A stream that lived so long did not end for what ended the ones before it.
+_STEADY_S: Final = 5.0
 # A watch that is refused for its token is told so in words only.
 _STATUS_TEXT: Final = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
 # After these the same request may do on another endpoint or a moment later.
@@ -145,9 +147,10 @@ class Watcher:
         backoff = self._caller.backoff()
         try:
             while True:
-                revision = self._next_revision
+                revision, began_s = self._next_revision, time.monotonic()
                 await self._follow()
-                if self._next_revision != revision:
+                lived_s = time.monotonic() - began_s
+                if self._next_revision != revision or lived_s > _STEADY_S:
                     backoff.reset()
                 await asyncio.sleep(backoff.next_s())
         except Exception as error:
