@@ -10,6 +10,13 @@ from hosts import Host, Site, why_not
 HostStarter = Callable[[int], list[Host]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --rewrite, after which the diff of tests/traces/ is to be read."""
+    parser.addoption(
+        "--rewrite", action="store_true", help="write what the traces under tests/traces/ say now"
+    )
+
+
 @pytest.fixture
 def site() -> Iterator[Site]:
     """A bridge for test hosts, without hosts yet; skips where they cannot run."""
