@@ -142,10 +142,14 @@ def test_it_goes_on_over_cuts_and_another_endpoint(server: StoreServer) -> None:
             lease = await client.lease_grant(3)
             async with client.keep_alive(lease.id, lease.ttl_s) as keep_alive:
                 await keep_alive.renewed()
-                for broken in (first, second, first):
+
+                async def is_renewed_again() -> None:
                     before = keep_alive.deadline
+                    await eventually(lambda: keep_alive.deadline > before)
+
+                for broken in (first, second, first):
                     broken.cut()
-                    await eventually(lambda before=before: keep_alive.deadline > before)  # type: ignore[misc]
+                    await is_renewed_again()
                 assert not keep_alive.is_lost
             # A server that takes the request and never answers is given up for the other one.
             first.swallow_answers = True
