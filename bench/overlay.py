@@ -138,7 +138,11 @@ def main(smoke: bool = False, arguments: Sequence[str] = ()) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parameters = {"rounds": rounds, "seconds": seconds, "mtu": 1500, "cores": os.cpu_count()}
     print("overlay:", ", ".join(f"{name} {value}" for name, value in parameters.items()))
-    rates = measure_all(rounds, seconds)
+    try:
+        rates = measure_all(rounds, seconds)
+    except KeyboardInterrupt:
+        print("overlay: interrupted; nothing is left behind", file=sys.stderr)
+        return 130
     ratios = report(rates)
     held = all(ratio >= RATIO_TARGET for ratio in ratios.values())
     print(f"fast against plain: {ratios[False]:.1f} with offloads on, {ratios[True]:.1f} NIC-like;")
