@@ -54,6 +54,6 @@ def hot_counts() -> dict[str, int]:
 
 def listening_socket() -> tuple[socket.socket, int]:
     """Return a listening loopback socket and its port."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port: Any = listening.getsockname()[1]
     return listening, port

@@ -25,59 +25,17 @@ from http2_frames import (
     SETTINGS,
     WINDOW_UPDATE,
     Frame,
-    Inflater,
     block,
     frame,
     message,
     open_request,
     request_fields,
-    split,
 )
-from rpc_helpers import hot_counts, hot_handler, hot_library
+from rpc_client import Client, make_server, still_serves
+from rpc_helpers import hot_counts, hot_library
 from trimaran.ext import rpc
 
 NULL, ECHO, PUMP = "/hot.Test/Null", "/hot.Test/Echo", "/hot.Test/Pump"
-
-
-class Client:
-    """One connection to an engine, by hand."""
-
-    def __init__(self, server: rpc.RpcServer, greet: bool = True, agree: bool = True) -> None:
-        self.server = server
-        self.channel = server.attach()
-        self.inflater = Inflater()
-        self.open = True
-        if greet:
-            self.exchange(PREFACE + frame(SETTINGS))
-            self.exchange(frame(SETTINGS, ACK) if agree else b"")
-
-    def exchange(self, data: bytes) -> list[Frame]:
-        """Send bytes and return the frames they brought back."""
-        self.open = self.channel.feed(data)
-        return self.receive()
-
-    def receive(self) -> list[Frame]:
-        output = b""
-        for _ in range(10_000):
-            self.server.flush()
-            part = self.channel.take()
-            if not part:
-                self.open = part is not None
-                break
-            output += part
-        return list(split(output))
-
-    def answer(self, frames: list[Frame], stream: int = 1) -> tuple[dict[str, str], bytes]:
-        """Merge all header fields of a stream, and its data."""
-        fields: dict[str, str] = {}
-        data = b""
-        for one in frames:
-            if one.kind == HEADERS:
-                decoded = self.inflater.decode(one.payload)
-                fields |= decoded if one.stream == stream else {}
-            elif one.kind == DATA and one.stream == stream:
-                data += one.payload
-        return fields, data
 
 
 @pytest.fixture(name="server")
@@ -85,10 +43,6 @@ def start_server() -> Iterator[rpc.RpcServer]:
     server = make_server()
     yield server
     server.close()
-
-
-def make_server(**limits: int) -> rpc.RpcServer:
-    return rpc.RpcServer(hot_handler(), **limits)
 
 
 def cold_events(server: rpc.RpcServer) -> list[tuple[int, Any, Any]]:
@@ -105,16 +59,6 @@ def error_code(one: Frame) -> int:
     at = 4 if one.kind == GOAWAY else 0
     code: int = struct.unpack(">I", one.payload[at : at + 4])[0]
     return code
-
-
-def still_serves(server: rpc.RpcServer) -> None:
-    """A well-formed client is served whatever others did."""
-    client = Client(server)
-    request = open_request(1, ECHO) + frame(DATA, END_STREAM, 1, message(b"hello"))
-    fields, data = client.answer(client.exchange(request))
-    assert fields["grpc-status"] == "0"
-    assert data == message(b"hello")
-    client.channel.close()
 
 
 def test_a_unary_call(server: rpc.RpcServer) -> None:
