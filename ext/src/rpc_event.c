@@ -106,5 +106,6 @@ void trimaran_rpc_server_free(trimaran_rpc_server *server) {
     trimaran_rpc_calls_destroy(server);
     nghttp2_session_callbacks_del(server->callbacks);
     nghttp2_option_del(server->option);
+    trimaran_rpc_memory_free(&server->memory);
     free(server);
 }

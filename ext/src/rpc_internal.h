@@ -25,6 +25,14 @@ enum {
     CONTROL_RATE_PER_S = 1000,  /* and in the long run */
 };
 
+enum { MEMORY_CLASSES = 7, MEMORY_SMALL_MAX = 2048 }; /* 32 bytes to 2048, by powers of two */
+
+/* Where nghttp2's sessions get their memory: free lists by size. */
+typedef struct rpc_memory {
+    void *free[MEMORY_CLASSES];
+    void *slabs;
+} rpc_memory;
+
 enum { KIND_LISTENER, KIND_CONNECTION };
 
 /* Bytes from head to tail of data are in use. */
@@ -135,6 +143,7 @@ struct trimaran_rpc_server {
     trimaran_rpc_counters counters;
     nghttp2_session_callbacks *callbacks;
     nghttp2_option *option;
+    rpc_memory memory;
     rpc_path paths[PATHS];
     size_t out_size;
     uint8_t out[OUT_BYTES];
@@ -149,6 +158,10 @@ void trimaran_rpc_buffer_reset(rpc_buffer *buffer, size_t kept);
 static inline size_t rpc_buffer_size(const rpc_buffer *buffer) {
     return buffer->tail - buffer->head;
 }
+
+/* rpc_memory.c */
+nghttp2_mem trimaran_rpc_memory_functions(rpc_memory *memory);
+void trimaran_rpc_memory_free(rpc_memory *memory);
 
 /* rpc_call.c */
 trimaran_rpc_call *trimaran_rpc_call_new(trimaran_rpc_connection *connection, int32_t stream_id);

@@ -191,7 +191,7 @@ static int on_invalid_frame(nghttp2_session *session, const nghttp2_frame *frame
 
 int trimaran_rpc_session_setup(trimaran_rpc_server *server) {
     if (nghttp2_session_callbacks_new(&server->callbacks) != 0 ||
-        nghttp2_option_new(&server->option) != 0) {
+        nghttp2_option_new(&server->option, &memory) != 0) {
         return -ENOMEM;
     }
     nghttp2_session_callbacks *callbacks = server->callbacks;
@@ -211,8 +211,9 @@ int trimaran_rpc_session_setup(trimaran_rpc_server *server) {
 
 int trimaran_rpc_session_new(trimaran_rpc_connection *connection) {
     trimaran_rpc_server *server = connection->server;
-    if (nghttp2_session_server_new2(&connection->session, server->callbacks, connection,
-                                    server->option) != 0) {
+    nghttp2_mem memory = trimaran_rpc_memory_functions(&server->memory);
+    if (nghttp2_session_server_new3(&connection->session, server->callbacks, connection,
+                                    server->option, &memory) != 0) {
         return -ENOMEM;
     }
     nghttp2_settings_entry settings[] = {
