@@ -120,7 +120,7 @@ def _logical_lines(text: str) -> list[tuple[int, str]]:
     lines: list[tuple[int, str]] = []
     parts: list[str] = []
     start = 0
-    for number, raw in enumerate(text.split("\n"), 1):
+    for number, raw in enumerate(text.removesuffix("\n").split("\n"), 1):
         line = raw.strip()
         # systemd skips a comment in the middle of a continued value as well.
         if line.startswith(("#", ";")) or (not line and not parts):
