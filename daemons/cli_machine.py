@@ -19,7 +19,7 @@ def machine() -> None:
 @machine.command("list")
 @table_options(FIELDS, FIELDS)
 @pass_context
-def list_machines(context: CommandContext, full: bool, no_legend: bool, fields: str) -> None:
+def list_machines(context: CommandContext, full: bool, no_legend: bool, fields: str | None) -> None:
     """List the machines that are present, with address and metadata.
 
     \b
@@ -28,4 +28,4 @@ def list_machines(context: CommandContext, full: bool, no_legend: bool, fields: 
       trimaran machine list --full --no-legend --fields machine
     """
     rows = machine_rows(read(context), full or context.json)
-    print_rows(context, rows, FIELDS, fields, no_legend)
+    print_rows(context, rows, FIELDS, FIELDS, fields, no_legend)

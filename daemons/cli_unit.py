@@ -59,10 +59,9 @@ def table_options(fields: Sequence[str], columns: Sequence[str]) -> Callable[[Co
             click.option("--no-legend", is_flag=True, help="Leave the heading out."),
             click.option(
                 "--fields",
-                default=",".join(columns),
-                show_default=True,
                 metavar="NAME[,NAME...]",
-                help=f"Columns to show, of {', '.join(fields)}.",
+                help=f"Columns to show, of {', '.join(fields)}. "
+                f"[default: {','.join(columns)}; with --json all]",
             ),
             json_option,
         ):
@@ -76,11 +75,15 @@ def print_rows(
     context: CommandContext,
     rows: Sequence[dict[str, str]],
     known: Sequence[str],
-    fields: str,
+    columns: Sequence[str],
+    fields: str | None,
     no_legend: bool,
 ) -> None:
-    """Print the chosen columns of a table of the fleet."""
-    chosen = [field.strip().lower() for field in fields.split(",") if field.strip()]
+    """Print the chosen columns of a table of the fleet, of `columns` where none are chosen."""
+    if fields is None:
+        chosen = list(known if context.json else columns)
+    else:
+        chosen = [field.strip().lower() for field in fields.split(",") if field.strip()]
     for field in chosen:
         if field not in known:
             raise click.UsageError(f"--fields has no {field!r}; it knows {', '.join(known)}")
@@ -340,7 +343,7 @@ def report_unfinished(cluster: Cluster, name: str, goal: str) -> None:
 @unit.command("list")
 @table_options(UNIT_FIELDS, UNIT_COLUMNS)
 @pass_context
-def list_units(context: CommandContext, full: bool, no_legend: bool, fields: str) -> None:
+def list_units(context: CommandContext, full: bool, no_legend: bool, fields: str | None) -> None:
     """List units with the machines they are on and what systemd says there.
 
     \b
@@ -350,13 +353,15 @@ def list_units(context: CommandContext, full: bool, no_legend: bool, fields: str
     """
     cluster = read(context)
     rows = view.unit_rows(cluster, full or context.json)
-    print_rows(context, rows, UNIT_FIELDS, fields, no_legend)
+    print_rows(context, rows, UNIT_FIELDS, UNIT_COLUMNS, fields, no_legend)
 
 
 @unit.command("list-files")
 @table_options(FILE_FIELDS, FILE_COLUMNS)
 @pass_context
-def list_unit_files(context: CommandContext, full: bool, no_legend: bool, fields: str) -> None:
+def list_unit_files(
+    context: CommandContext, full: bool, no_legend: bool, fields: str | None
+) -> None:
     """List every unit the fleet has, wanted state (DSTATE) beside present state.
 
     \b
@@ -366,7 +371,7 @@ def list_unit_files(context: CommandContext, full: bool, no_legend: bool, fields
     """
     cluster = read(context)
     rows = view.unit_file_rows(cluster, full or context.json)
-    print_rows(context, rows, FILE_FIELDS, fields, no_legend)
+    print_rows(context, rows, FILE_FIELDS, FILE_COLUMNS, fields, no_legend)
 
 
 def read(context: CommandContext) -> Cluster:

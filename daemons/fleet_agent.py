@@ -49,6 +49,7 @@ class Tracked:
         attempted: a reload was tried for the present instruction.
         starting: its start job has not ended yet.
         reason: why it does not run.
+        refusal: why the agent leaves it alone, e.g. it is not the fleet's.
         changed: set when the instruction has changed.
         task: carries out the instruction, None when all is done.
     """
@@ -59,6 +60,7 @@ class Tracked:
     attempted: bool = False
     starting: bool = False
     reason: str = ""
+    refusal: str = ""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -212,6 +214,9 @@ class Agent:
             log.warning("%s is not in the schedule any more; it is left as it is", name)
         unit.entry = None
         unit.changed.set()
+        # The report may have gone the same way.
+        self._published.pop(name, None)
+        self._mark_stale((name,))
 
     def _track(self, name: str) -> Tracked:
         return self._units.setdefault(name, Tracked())
@@ -233,8 +238,8 @@ class Agent:
                 try:
                     local = await self._observe(name, unit)
                     action = next_action(unit.entry, local)
+                    unit.refusal = local.problem if action is Action.REFUSE else ""
                     if action is None or action is Action.REFUSE:
-                        unit.reason = local.problem if action else unit.reason
                         break
                     log.info("%s: %s", name, action.name.lower())
                     if await self._act(action, name, unit):
@@ -436,6 +441,9 @@ class Agent:
         if not self._has_report(name):
             return None
         unit = self._units[name]
+        if unit.refusal:
+            # What systemd has by that name is not what the fleet was asked for.
+            return StateRecord("error", "inactive", "dead", reason=unit.refusal)
         status = await self._systemd.status(name)
         text = self._owned_text(name)
         reason = unit.reason

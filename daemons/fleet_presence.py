@@ -68,6 +68,7 @@ class Presence:
         token, self._last_lease_id = self._remembered()
         self._record = replace(record, owner=token)
         self._deadline_s: Callable[[], float] = lambda: float("-inf")
+        self._registered_revision = 0
         self.lease_id = 0
         self.acquired = asyncio.Event()
         self.on_acquired: list[Callable[[], None]] = []
@@ -115,10 +116,30 @@ class Presence:
             if is_new:
                 for callback in self.on_acquired:
                     callback()
-            await keep_alive.lost()
+            gone = asyncio.ensure_future(self._key_deleted())
+            lost = asyncio.ensure_future(keep_alive.lost())
+            try:
+                await asyncio.wait((gone, lost), return_when=asyncio.FIRST_COMPLETED)
+                if not lost.done():
+                    gone.result()
+                    log.warning("the machine's key was deleted; registering again")
+                    # Whatever hung on the lease may have been deleted with it.
+                    self.lease_id = 0
+                    return
+            finally:
+                gone.cancel()
+                lost.cancel()
         log.warning("the store was out of reach for %d s; units are left as they are", self._ttl_s)
         for callback in self.on_lost:
             callback()
+
+    async def _key_deleted(self) -> None:
+        """Return when somebody has deleted the machine's key, or may have."""
+        key = machine_key(self._machine_id)
+        async with self._client.watch(key, start_revision=self._registered_revision + 1) as watcher:
+            async for batch in watcher:
+                if batch.compacted or any(e.type == EventType.DELETE for e in batch.events):
+                    return
 
     async def _acquire(self) -> int:
         """Take up the last lease or a new one, and have the key on it; 0 to try again."""
@@ -133,6 +154,7 @@ class Presence:
         result = await self._client.txn(
             [Compare.create(key, "=", 0)], [Put(key, value, lease=lease_id)], [Get(key)]
         )
+        self._registered_revision = result.revision
         if result.succeeded:
             return lease_id
         answer = result.responses[0]
@@ -148,9 +170,10 @@ class Presence:
             await self._wait_for_other(key, present.mod_revision)
             return 0
         if present.lease != lease_id or present.value != value.encode():
-            await self._client.txn(
+            result = await self._client.txn(
                 [Compare.mod(key, "=", present.mod_revision)], [Put(key, value, lease=lease_id)]
             )
+            self._registered_revision = result.revision
         return lease_id
 
     async def _usable_lease(self) -> int:

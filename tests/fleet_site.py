@@ -44,9 +44,10 @@ class BridgeStore(StoreServer):
 class Fleet:
     """Hosts with a fleet daemon each, and the command line used from the bridge."""
 
-    def __init__(self, site: Site, endpoint: str) -> None:
+    def __init__(self, site: Site, store: BridgeStore) -> None:
         self.site = site
-        self.endpoint = endpoint
+        self.store = store
+        self.endpoint = store.endpoint
         self.hosts: list[Host] = []
 
     def start(self, count: int, *options: str, metadata: Sequence[str] = ()) -> list[Host]:
@@ -123,6 +124,14 @@ class Fleet:
         while not condition():
             assert time.monotonic() < deadline_s, f"not in {timeout_s} s: {what}\n{self.logs()}"
             time.sleep(0.1)
+
+    def wait_log(self, text: str) -> None:
+        """Wait until every daemon has logged something."""
+
+        def said(host: Host) -> bool:
+            return text in host.ask("journalctl", "--no-pager", "-u", "trimaran-fleetd")
+
+        self.wait(lambda: all(said(host) for host in self.hosts), f"all log: {text}")
 
     def logs(self) -> str:
         """What the daemons have logged, for a failed test's report."""

@@ -11,6 +11,7 @@ from trimaran.errors import InvalidUnitError
 SUFFIXES: Final = frozenset(
     ("automount", "mount", "path", "service", "slice", "socket", "swap", "target", "timer")
 )
+UNUSABLE_SUFFIXES: Final = frozenset(("busname", "device", "scope", "snapshot"))
 TEMPLATE_SUFFIXES: Final = frozenset(("path", "service", "socket", "target", "timer"))
 NAME_LENGTH_MAX: Final = 256
 _BODY = re.compile(r"[A-Za-z0-9:_.\\@-]+")
@@ -85,7 +86,8 @@ def parse_unit_name(text: str) -> UnitName:
 
 def with_suffix(text: str) -> str:
     """Complete a name given without a type to a service, as systemctl does."""
-    return text if text.rpartition(".")[2] in SUFFIXES and "." in text else text + ".service"
+    _body, dot, suffix = text.rpartition(".")
+    return text if dot and suffix in SUFFIXES | UNUSABLE_SUFFIXES else text + ".service"
 
 
 def expand_specifiers(text: str, name: UnitName) -> str:
