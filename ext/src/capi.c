@@ -1,0 +1,57 @@
+#include "capi.h"
+
+const trimaran_raftlog_api trimaran_raftlog_table = {
+    .abi_version = TRIMARAN_ABI_VERSION,
+    .size = sizeof(trimaran_raftlog_api),
+    .open = trimaran_raftlog_open,
+    .close = trimaran_raftlog_close,
+    .append = trimaran_raftlog_append,
+    .read = trimaran_raftlog_read,
+    .first_index = trimaran_raftlog_first_index,
+    .last_index = trimaran_raftlog_last_index,
+    .term = trimaran_raftlog_term,
+    .hard_state = trimaran_raftlog_hard_state,
+    .compact = trimaran_raftlog_compact,
+    .settle = trimaran_raftlog_settle,
+    .status_get = trimaran_raftlog_status_get,
+    .open_error = trimaran_raftlog_open_error,
+};
+
+const trimaran_watchindex_api trimaran_watchindex_table = {
+    .abi_version = TRIMARAN_ABI_VERSION,
+    .size = sizeof(trimaran_watchindex_api),
+    .create = trimaran_watchindex_create,
+    .destroy = trimaran_watchindex_destroy,
+    .insert = trimaran_watchindex_insert,
+    .remove = trimaran_watchindex_remove,
+    .match = trimaran_watchindex_match,
+    .count = trimaran_watchindex_count,
+    .bytes = trimaran_watchindex_bytes,
+};
+
+const trimaran_encap_api trimaran_encap_table = {
+    .abi_version = TRIMARAN_ABI_VERSION,
+    .size = sizeof(trimaran_encap_api),
+    .sum = trimaran_encap_sum,
+    .fold = trimaran_encap_fold,
+    .parse = trimaran_encap_parse,
+    .verify = trimaran_encap_verify,
+    .decrement_ttl = trimaran_encap_decrement_ttl,
+    .segment = trimaran_encap_segment,
+    .coalesce = trimaran_encap_coalesce,
+    .icmp_error = trimaran_encap_icmp_error,
+    .routes_open = trimaran_encap_routes_open,
+    .routes_close = trimaran_encap_routes_close,
+    .routes_set = trimaran_encap_routes_set,
+    .routes_delete = trimaran_encap_routes_delete,
+    .routes_replace = trimaran_encap_routes_replace,
+    .routes_lookup = trimaran_encap_routes_lookup,
+    .open_tun = trimaran_encap_open_tun,
+    .path_open = trimaran_encap_path_open,
+    .path_close = trimaran_encap_path_close,
+    .path_start = trimaran_encap_path_start,
+    .path_stop = trimaran_encap_path_stop,
+    .path_error = trimaran_encap_path_error,
+    .path_routes = trimaran_encap_path_routes,
+    .path_counters = trimaran_encap_path_counters,
+};
