@@ -191,7 +191,7 @@ static int on_invalid_frame(nghttp2_session *session, const nghttp2_frame *frame
 
 int trimaran_rpc_session_setup(trimaran_rpc_server *server) {
     if (nghttp2_session_callbacks_new(&server->callbacks) != 0 ||
-        nghttp2_option_new(&server->option, &memory) != 0) {
+        nghttp2_option_new(&server->option) != 0) {
         return -ENOMEM;
     }
     nghttp2_session_callbacks *callbacks = server->callbacks;
