@@ -153,6 +153,7 @@ class NetDaemon:
         self._udp = UdpPath(options.udp_mode)
         self._underlay: Underlay | None = None
         self._overlay: Overlay | None = None
+        self._overlay_inputs: tuple[object, ...] = ()
         self._subnet: IPv4Network | None = None
         self._underlay_problem = ""
         self._hold_problem = ""
@@ -407,10 +408,7 @@ class NetDaemon:
             return
         if self._underlay_problem:
             return
-        host = self._identity(config, underlay)
-        own = own_record(subnet, host.public_ip, host.host_id, config.backend, host.mac)
-        records = [item.record for item in self._view.records.values()]
-        overlay = build_overlay(config, own, records, underlay, prefix=self.prefix)
+        overlay = self._build(config, underlay, subnet)
         problems: list[str] = []
         for _ in range(ROUNDS_MAX):
             actual = self._without_lost_tun(snapshot.kernel)
@@ -426,10 +424,21 @@ class NetDaemon:
         self._events.indexes = frozenset(
             snapshot.indexes[name] for name in overlay.kernel.links if name in snapshot.indexes
         )
-        self._overlay, self._kernel_problems = overlay, problems + path_problems
+        self._kernel_problems = problems + path_problems
         # One peer in trouble must not keep containers from starting; no device must.
         if not path_problems and set(overlay.kernel.links) <= set(snapshot.kernel.links):
             self._publish(config, overlay, subnet)
+
+    def _build(self, config: NetworkConfig, underlay: Underlay, subnet: IPv4Network) -> Overlay:
+        """Compute the desired state, or return the last one where nothing it follows from moved."""
+        inputs = (self._view.version, underlay, subnet)
+        if self._overlay is None or inputs != self._overlay_inputs:
+            host = self._identity(config, underlay)
+            own = own_record(subnet, host.public_ip, host.host_id, config.backend, host.mac)
+            records = [item.record for item in self._view.records.values()]
+            self._overlay = build_overlay(config, own, records, underlay, prefix=self.prefix)
+            self._overlay_inputs = inputs
+        return self._overlay
 
     def _find_underlay(self, snapshot: Snapshot) -> None:
         try:

@@ -42,7 +42,10 @@ class KernelModel:
                 if link.mac and link.mac != present.mac:
                     # The kernel flushes a device's neighbours when its address changes.
                     self._drop(link.name, Neighbour)
-                self.links[link.name] = replace(link, mac=link.mac or present.mac)
+                mac = link.mac or present.mac
+                self.links[link.name] = replace(
+                    present, mtu=link.mtu, mac=mac, up=link.up, alias=link.alias
+                )
             case DeleteLink(name):
                 del self.links[name]
                 self._drop(name, Address, Neighbour, Forwarding, Route)

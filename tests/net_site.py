@@ -5,11 +5,8 @@ with the test run. So nothing is left behind, however a run ends.
 """
 
 import asyncio
-import contextlib
-import ctypes
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,22 +20,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-CLONE_NEWNET = 0x40000000
+from netns import Namespace, why_not
+
 WAIT_S = 20.0
 PREFIX = "/coreos.com/network"
 Value = TypeVar("Value")
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def why_not() -> str:
-    """Say why hosts cannot be made here, empty if they can."""
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    for program in ("ip", "nsenter", "unshare", "setpriv", "ping"):
-        if shutil.which(program) is None:
-            return f"the program {program} is not installed"
-    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
-    return "" if probe.returncode == 0 else f"unshare --net: {probe.stderr.decode().strip()}"
 
 
 def eventually(check: Callable[[], Value], text: str, timeout_s: float = WAIT_S) -> Value:
@@ -53,69 +39,32 @@ def eventually(check: Callable[[], Value], text: str, timeout_s: float = WAIT_S)
         time.sleep(0.02)
 
 
-class Namespace:
-    """A network namespace that lives as long as its process."""
+class HostNamespace(Namespace):
+    """A namespace with what tests ask of a host."""
 
-    def __init__(self) -> None:
-        command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"]
-        own = os.readlink("/proc/self/ns/net")
-        self._process = subprocess.Popen(command)
-        eventually(lambda: os.readlink(f"{self.path}") != own, "a namespace")
-        self.run("ip", "link", "set", "lo", "up")
-
-    @property
-    def path(self) -> str:
-        """The file that names the namespace."""
-        return f"/proc/{self._process.pid}/ns/net"
-
-    def command(self, *arguments: str) -> list[str]:
-        """Return the command line that runs a program inside."""
-        return ["nsenter", f"--net={self.path}", "setpriv", "--pdeathsig", "KILL", *arguments]
-
-    def run(self, *arguments: str, check: bool = True) -> str:
-        """Run a program inside and return its output."""
-        result = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, check=False, timeout=30
-        )
-        if check and result.returncode != 0:
-            raise AssertionError(f"{' '.join(arguments)}: {result.stdout}{result.stderr}")
-        return result.stdout
-
-    def ip(self, *arguments: str) -> list[dict[str, Any]]:
+    def ip(self, *words: str) -> list[dict[str, Any]]:
         """Run ip inside and return its JSON."""
-        output = self.run("ip", "-j", *arguments)
+        output = self.run("ip", "-j", *words)
         return json.loads(output) if output.strip() else []
 
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
-        """Move the calling thread inside, e.g. to make a socket there."""
-        with open("/proc/thread-self/ns/net") as home, open(self.path) as there:
-            _set_namespace(there.fileno())
-            try:
-                yield
-            finally:
-                _set_namespace(home.fileno())
-
-    def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-
-
-def _set_namespace(descriptor: int) -> None:
-    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "setns")
+    def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command that may fail."""
+        return subprocess.run(
+            self.command(*words), capture_output=True, text=True, check=False, timeout=30
+        )
 
 
 class Gate:
     """A TCP relay from a namespace's loopback to the same port of ours; closing it partitions."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, namespace: Namespace, port: int) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, namespace: HostNamespace, port: int
+    ) -> None:
         self._loop = loop
         self._port = port
         self._open = True
         self._writers: set[asyncio.StreamWriter] = set()
-        with namespace.inside():
+        with namespace.entered():
             listener = socket.create_server(("127.0.0.1", port))
         self._server = asyncio.run_coroutine_threadsafe(
             asyncio.start_server(self._serve, sock=listener), loop
@@ -188,14 +137,13 @@ class NetHost:
         self.address = f"192.0.2.{number}"
         self.folder = site.folder / self.name
         self.folder.mkdir()
-        self.namespace = Namespace()
+        self.namespace = HostNamespace()
         self._process: subprocess.Popen[bytes] | None = None
         self._log = (self.folder / "log").open("ab")
         self.gate = Gate(site.loop, self.namespace, site.port)
-        host_end = self.namespace.path.split("/")[2]
         site.bridge.run(
             *("ip", "link", "add", self.name, "type", "veth"),
-            *("peer", "name", "eth0", "netns", host_end),
+            *("peer", "name", "eth0", "netns", self.namespace.path),
         )
         site.bridge.run("ip", "link", "set", self.name, "master", "br0", "up")
         self.namespace.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
@@ -211,15 +159,9 @@ class NetHost:
 
     def trimaran(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line on this host."""
-        return subprocess.run(
-            self.namespace.command(
-                *(sys.executable, "-m", "trimaran.daemons.cli"),
-                *("--endpoints", self.site.endpoint, *arguments),
-            ),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
+        return self.namespace.attempt(
+            *(sys.executable, "-m", "trimaran.daemons.cli"),
+            *("--endpoints", self.site.endpoint, *arguments),
         )
 
     def start(
@@ -303,9 +245,9 @@ class NetHost:
 
     def transfer(self, other: "NetHost", size: int) -> int:
         """Send bytes to another host over TCP across the overlay; return how many came."""
-        with other.namespace.inside():
+        with other.namespace.entered():
             listener = socket.create_server((other.overlay_address, 0))
-        with self.namespace.inside():
+        with self.namespace.entered():
             sender = socket.create_connection(listener.getsockname(), timeout=WAIT_S)
         receiver, _ = listener.accept()
         with listener, sender, receiver:
@@ -320,7 +262,7 @@ class NetHost:
     def ping(self, other: "NetHost", *, size: int = 56) -> bool:
         """Send echo requests across the overlay until one is answered."""
         command = ("ping", "-c", "1", "-W", "1", "-M", "do", "-s", str(size))
-        return "1 received" in self.run(*command, other.overlay_address, check=False)
+        return "1 received" in self.namespace.attempt(*command, other.overlay_address).stdout
 
     def routes(self) -> dict[str, dict[str, Any]]:
         """Return the routes with our protocol, by destination."""
@@ -347,7 +289,7 @@ class NetSite:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
-        self.bridge = Namespace()
+        self.bridge = HostNamespace()
         self.bridge.run("ip", "link", "add", "br0", "type", "bridge")
         self.bridge.run("ip", "link", "set", "br0", "up")
         self.hosts: list[NetHost] = []

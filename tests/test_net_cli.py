@@ -13,6 +13,8 @@ from net_site import PREFIX, NetSite, eventually, make_site
 
 NETD = (sys.executable, "-m", "trimaran.daemons.netd")
 NOWHERE = "http://127.0.0.1:1"
+# Where the store's kind makes no difference, one is enough.
+ONE_KIND = pytest.mark.parametrize("store_server", ["etcd"], indirect=True)
 
 
 @pytest.fixture
@@ -128,6 +130,7 @@ def test_netd_without_the_right_touches_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
+@ONE_KIND
 def test_a_state_directory_serves_one_daemon(net_site: NetSite) -> None:
     host = net_site.add(1)[0].start()
     host.wait("waiting")
@@ -136,6 +139,7 @@ def test_a_state_directory_serves_one_daemon(net_site: NetSite) -> None:
     assert "another network daemon" in second.stderr
 
 
+@ONE_KIND
 def test_missing_tun_is_explained(net_site: NetSite) -> None:
     net_site.configure("udp")
     (host,) = net_site.add(1)

@@ -11,6 +11,9 @@ import pytest
 from etcd_server import StoreServer
 from net_site import PREFIX, NetHost, NetSite, eventually, make_site
 
+# Where the store's kind makes no difference, one is enough.
+ONE_KIND = pytest.mark.parametrize("store_server", ["etcd"], indirect=True)
+
 
 @pytest.fixture
 def net_site(tmp_path: Path, store_endpoint: str) -> Iterator[NetSite]:
@@ -103,6 +106,7 @@ def test_a_flannel_host_is_a_peer(net_site: NetSite) -> None:
     )
 
 
+@ONE_KIND
 def test_the_kernel_is_repaired_and_stale_state_removed(net_site: NetSite) -> None:
     first, second = started(net_site, 2)
     subnet = first.status()["subnet"]
@@ -260,6 +264,7 @@ def test_a_new_configuration_is_applied_at_once(net_site: NetSite) -> None:
     assert len(net_site.records()) == 2
 
 
+@ONE_KIND
 def test_two_hosts_of_one_identity_are_told_apart(net_site: NetSite) -> None:
     net_site.configure()
     first, second = net_site.add(2)

@@ -14,6 +14,7 @@ class NetworkView:
     Attributes:
         prefix: of the network's keys, without a slash at its end.
         revision: of the store, up to which everything is known.
+        version: grows when records or configuration change here.
         config: the last valid configuration, None before there was one.
         config_text: what that was parsed from.
         config_problem: why the stored configuration is not in use, empty where it is.
@@ -24,6 +25,7 @@ class NetworkView:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.revision = 0
+        self.version = 0
         self.config: NetworkConfig | None = None
         self.config_text = ""
         self.config_problem = f"there is no configuration at {self.config_key} yet"
@@ -47,6 +49,7 @@ class NetworkView:
             items: key, value, revision of the last change, lease of every key under the prefix.
             revision: of the store at the time of the list.
         """
+        before, version, config_text = self.records, self.version, self.config_text
         self.records, self.bad_records = {}, {}
         had_config = False
         for key, value, mod_revision, lease in items:
@@ -55,10 +58,13 @@ class NetworkView:
         if not had_config:
             self.delete(self.config_key)
         self.revision = revision
+        if self.records == before and self.config_text == config_text:
+            self.version = version
 
     def put(self, key: str, value: bytes, mod_revision: int, lease: int) -> None:
         """Take over one key; a value that cannot be read is remembered with its reason."""
         self.revision = max(self.revision, mod_revision)
+        self.version += 1
         if key == self.config_key:
             self._put_config(value)
             return
@@ -86,6 +92,7 @@ class NetworkView:
         """
         if mod_revision is not None:
             self.revision = max(self.revision, mod_revision)
+        self.version += 1
         if key == self.config_key:
             kept = "; the last one stays in use" if self.config is not None else ""
             self.config_problem = f"there is no configuration at {key}{kept}"
@@ -135,3 +142,4 @@ class NetworkView:
         except (TypeError, KeyError, ValueError) as error:
             raise NetworkConfigError(f"the cache of the network is damaged: {error!r}") from error
         self.config, self.config_text, self.records = config, cache["config"], records
+        self.version += 1
