@@ -7,7 +7,7 @@ from typing import NamedTuple
 class Entry(NamedTuple):
     """One entry; type is raft's (0: normal)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's own method is of no use here
     term: int
     data: bytes
     type: int = 0
@@ -34,7 +34,7 @@ class Completion(NamedTuple):
     """Submissions up to sequence are durable; the last entry of them; 0 or -errno while full."""
 
     sequence: int
-    index: int
+    index: int  # type: ignore[assignment]
     term: int
     error: int
 

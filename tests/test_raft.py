@@ -7,6 +7,7 @@ behaviour run `pytest tests/test_raft.py --rewrite` and read the diff.
 import errno
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -429,9 +430,9 @@ class Trace:
 
     def do_new(self, id: str, *, voters: str, state: str = "0,0,0", **options: str) -> list[str]:
         term, vote, commit = (int(x) for x in state.split(","))
-        numbers = {name: int(value) for name, value in options.items()}
+        numbers: dict[str, Any] = {name: int(value) for name, value in options.items()}
         ids = [int(x) for x in voters.split(",")]
-        self.raft = Raft(int(id), ids, hard_state=(term, vote, commit), **numbers)  # type: ignore[arg-type]
+        self.raft = Raft(int(id), ids, hard_state=(term, vote, commit), **numbers)
         return self.do_status()
 
     def do_status(self) -> list[str]:
