@@ -5,6 +5,7 @@ away longer than the time to live counts as lost, and its units start elsewhere.
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 from urllib.parse import urlsplit
 
 import click
@@ -111,9 +112,17 @@ class FleetDaemon:
             units = _prepare(options.units_directory, 0o755)
             await _check_is_read(systemd, units)
             runtime = _prepare(options.runtime_directory, 0o700)
+            lock = _lock(runtime)
         except TrimaranError:
             systemd.close()
             raise
+        with lock:
+            await self._serve(stop, systemd, units, runtime)
+
+    async def _serve(
+        self, stop: asyncio.Event, systemd: Systemd, units: Path, runtime: Path
+    ) -> None:
+        options = self._options
         async with Client(list(options.endpoints), tls=options.tls) as client:
             record = MachineRecord(
                 options.public_ip or address_towards(options.endpoints),
@@ -195,6 +204,20 @@ def _prepare(path: str, mode: int) -> Path:
     if not os.access(directory, os.W_OK | os.X_OK):
         raise ConfigError(f"{path} cannot be written; run as root")
     return directory
+
+
+def _lock(runtime: Path) -> IO[str]:
+    """Take the machine's fleet for this process; the lock goes with the process."""
+    lock = open(runtime / "lock", "w", encoding="ascii")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ConfigError(
+            f"another fleet daemon runs on this machine ({runtime}/lock is taken): stop it first; "
+            "`trimaran up` and trimaran-fleetd.service do the same work"
+        ) from error
+    return lock
 
 
 async def _check_is_read(systemd: Systemd, units: Path) -> None:

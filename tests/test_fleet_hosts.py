@@ -308,6 +308,13 @@ def test_wrong_options(fleet: Fleet, arguments: list[str], complaint: str) -> No
     assert "Traceback" not in result.stderr
 
 
+def test_a_second_daemon_is_refused(fleet: Fleet) -> None:
+    result = fleet.hosts[0].run(PROGRAMS / "trimaran-fleetd", check=False)
+    assert result.returncode == 1
+    assert "another fleet daemon runs" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_no_systemd_is_said(fleet: Fleet) -> None:
     environment = {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent"}
     result = fleet.hosts[0].run(PROGRAMS / "trimaran-fleetd", check=False, env=environment)

@@ -400,6 +400,16 @@ def test_a_large_fleet_is_spread_evenly() -> None:
     assert max(loads) - min(loads) <= 2
 
 
+def test_a_global_unit_is_written_machine_by_machine() -> None:
+    fleet = Fleet(f"m{number:03}" for number in range(300))
+    fleet.unit("g.service", "Global=true")
+    plan = place(fleet.cluster)
+    assert [len(change.assignments) for change in plan.changes] == [1] * 300
+    fleet.settle()
+    fleet.drop("g.service")
+    assert [len(change.assignments) for change in place(fleet.cluster).changes] == [1] * 300
+
+
 # Loss of machines.
 
 

@@ -133,8 +133,12 @@ class _Planner:
                 self._place_single(unit)
         for name, assignments in self.assignments.items():
             known = self.cluster.units.get(name)
+            if known is not None and not known.requirements.is_global:
+                self.result.changes.append(Change(name, known.revision, tuple(assignments)))
+                continue
+            # Machines are independent here, and may be too many for one transaction.
             revision = known.revision if known else 0
-            self.result.changes.append(Change(name, revision, tuple(assignments)))
+            self.result.changes += [Change(name, revision, (item,)) for item in assignments]
         return self.result
 
     def _ordered(self) -> list[str]:
