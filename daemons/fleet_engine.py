@@ -123,12 +123,14 @@ class Engine:
                 async for batch in watcher:
                     if batch.compacted:
                         return
-                    vacant = False
+                    seat = [event for event in batch.events if event.kv.key == LEADER_KEY.encode()]
                     for event in batch.events:
-                        vacant = self._take_presence(event, vacant)
+                        self._take_presence(event)
                     self._wake.set()
-                    if vacant:
+                    if any(self._is_deposed_by(event) for event in seat):
                         await _cancel(leading)
+                        self._token, leading = 0, None
+                    if seat and seat[-1].type == EventType.DELETE:
                         leading = await self._campaign()
         finally:
             await _cancel(leading)
@@ -142,11 +144,15 @@ class Engine:
         }
         self._judge.reset(present, time.monotonic())
 
-    def _take_presence(self, event: Event, vacant: bool) -> bool:
-        """Note one change; returns whether the leader's seat is empty after it."""
+    def _is_deposed_by(self, event: Event) -> bool:
+        """Whether a change of the leader key ends this engine's term."""
+        return event.type == EventType.DELETE or event.kv.create_revision != self._token
+
+    def _take_presence(self, event: Event) -> None:
+        """Note the coming or going of a machine."""
         key = event.kv.key.decode()
-        if key == LEADER_KEY:
-            return event.type == EventType.DELETE
+        if not key.startswith(MACHINES):
+            return
         machine = key.removeprefix(MACHINES)
         if event.type == EventType.PUT:
             self._judge.appeared(machine)
@@ -155,7 +161,6 @@ class Engine:
                 self._judge.unsteady(time.monotonic())
             self._judge.vanished(machine, time.monotonic())
             log.info("machine %s is gone", machine)
-        return vacant
 
     async def _campaign(self) -> asyncio.Task[None] | None:
         """Take the leader key if nobody has it, and start to lead."""

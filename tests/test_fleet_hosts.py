@@ -10,6 +10,7 @@ import pytest
 from etcd_server import missing_reason
 from fleet_site import PROGRAMS, BridgeStore, Fleet, main_pid
 from hosts import Host, Site, why_not
+from trimaran.fleet.records import LEADER_KEY, LeaderRecord
 
 # Short, so that the tests are; the failover test runs with the default.
 TTL_S = 4
@@ -276,6 +277,27 @@ def test_a_wiped_store_stops_nothing(fleet: Fleet, tmp_path: Path) -> None:
     # Submitted again it may land elsewhere; then the copy nobody ordered is stopped.
     fleet.trimaran("unit", "start", path)
     fleet.wait(lambda: len(fleet.hosts_of("hello.service")) == 1, "one copy is left")
+
+
+def test_only_the_elected_engine_decides(fleet: Fleet, tmp_path: Path) -> None:
+    etcdctl = ("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={fleet.endpoint}")
+    fleet.site.run(*etcdctl, "del", LEADER_KEY)
+    fleet.trimaran("unit", "start", write(tmp_path, "hello.service"))
+    # The daemons hang, and somebody else takes the seat; the old leader goes on as if it had it.
+    for host in fleet.hosts:
+        host.run("systemctl", "kill", "--signal", "STOP", "trimaran-fleetd")
+    fleet.site.run(*etcdctl, "del", LEADER_KEY)
+    fleet.site.run(*etcdctl, "put", LEADER_KEY, LeaderRecord("nobody").encode())
+    for host in fleet.hosts:
+        host.run("systemctl", "kill", "--signal", "CONT", "trimaran-fleetd")
+    output = fleet.trimaran(
+        "unit", "start", "--timeout=2", write(tmp_path, "other.service"), code=1
+    )
+    assert "other.service is not launched" in output
+    assert fleet.hosts_of("other.service") == []
+    fleet.site.run(*etcdctl, "del", LEADER_KEY)
+    fleet.wait(lambda: len(fleet.hosts_of("other.service")) == 1, "a new engine decides")
+    assert len(fleet.hosts_of("hello.service")) == 1
 
 
 def test_a_partitioned_machine_gives_up_its_copy(fleet: Fleet, tmp_path: Path) -> None:
