@@ -20,6 +20,7 @@ from http2_frames import (
     HEADERS,
     PING,
     PREFACE,
+    PROTOCOL_ERROR,
     REFUSED_STREAM,
     RST_STREAM,
     SETTINGS,
@@ -127,6 +128,41 @@ def test_requests_that_are_not_grpc(
     answer, _ = client.answer(frames)
     assert (answer[":status"], answer["grpc-status"]) == (http, status)
     assert text in answer["grpc-message"]
+    assert cold_events(server) == []
+    still_serves(server)
+
+
+POST = (":method", "POST")
+PATH = (":path", NULL)
+SCHEME = (":scheme", "http")
+GRPC = ("content-type", "application/grpc")
+UNSOUND: list[list[tuple[str, str]]] = [
+    [],
+    [POST, SCHEME, GRPC],
+    [POST, PATH, GRPC],
+    [PATH, SCHEME, GRPC],
+    [POST, POST, PATH, SCHEME, GRPC],
+    [POST, PATH, SCHEME, (":path", "/other"), GRPC],
+    [POST, PATH, GRPC, SCHEME],
+    [POST, PATH, SCHEME, GRPC, (":status", "200")],
+    [POST, PATH, SCHEME, GRPC, ("Token", "x")],
+    [POST, PATH, SCHEME, GRPC, ("", "x")],
+    [POST, PATH, SCHEME, GRPC, ("a b", "x")],
+    [POST, PATH, SCHEME, GRPC, ("token", "a\r\nb")],
+    [POST, PATH, SCHEME, GRPC, ("token", "a\0b")],
+    [POST, PATH, SCHEME, GRPC, ("connection", "close")],
+    [POST, PATH, SCHEME, GRPC, ("transfer-encoding", "chunked")],
+    [POST, PATH, SCHEME, GRPC, ("te", "gzip")],
+]
+
+
+@pytest.mark.parametrize("fields", UNSOUND)
+def test_unsound_headers_reset_the_stream(
+    server: rpc.RpcServer, fields: list[tuple[str, str]]
+) -> None:
+    client = Client(server)
+    frames = client.exchange(frame(HEADERS, END_HEADERS, 1, block(fields)))
+    assert [(one.kind, error_code(one)) for one in frames] == [(RST_STREAM, PROTOCOL_ERROR)]
     assert cold_events(server) == []
     still_serves(server)
 

@@ -1,4 +1,4 @@
-/* One call: its memory, its request headers, and the messages it receives. */
+/* One call: its memory, its beginning, and the messages it receives. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -145,141 +145,6 @@ void trimaran_rpc_call_fail(trimaran_rpc_call *call, int http_status, int status
     trimaran_rpc_respond(call, http_status, status, message);
 }
 
-static int hot_method(trimaran_rpc_server *server, const uint8_t *path, size_t size) {
-    if (!server->handled) {
-        return -1;
-    }
-    uint32_t hash = (uint32_t)size * 31;
-    for (size_t i = size < 8 ? 0 : size - 8; i < size; i++) {
-        hash = hash * 31 + path[i];
-    }
-    rpc_path *known = &server->paths[hash % PATHS];
-    if (known->size == size && memcmp(known->text, path, size) == 0) {
-        return known->method;
-    }
-    int method = server->handler.method(server->handler.context, (const char *)path, size);
-    if (method >= 0 && size <= sizeof known->text) {
-        known->size = (uint16_t)size;
-        known->method = method;
-        memcpy(known->text, path, size);
-    }
-    return method;
-}
-
-static bool is(const uint8_t *data, size_t size, const char *text) {
-    return size == strlen(text) && memcmp(data, text, size) == 0;
-}
-
-/* application/grpc, or with a subtype after + or parameters after ; */
-static bool is_grpc(const uint8_t *value, size_t size) {
-    return size >= 16 && memcmp(value, "application/grpc", 16) == 0 &&
-           (size == 16 || value[16] == '+' || value[16] == ';');
-}
-
-/* gRPC over HTTP/2, "Timeout": at most 8 digits and a unit. */
-static int parse_timeout(const uint8_t *value, size_t size, uint64_t *timeout_us) {
-    if (size < 2 || size > 9) {
-        return -EINVAL;
-    }
-    uint64_t number = 0;
-    for (size_t i = 0; i < size - 1; i++) {
-        if (value[i] < '0' || value[i] > '9') {
-            return -EINVAL;
-        }
-        number = number * 10 + (value[i] - '0');
-    }
-    switch (value[size - 1]) {
-    case 'H': number *= 3600000000u; break;
-    case 'M': number *= 60000000u; break;
-    case 'S': number *= 1000000u; break;
-    case 'm': number *= 1000u; break;
-    case 'u': break;
-    case 'n': number = (number + 999) / 1000; break;
-    default: return -EINVAL;
-    }
-    *timeout_us = number > 0 ? number : 1;
-    return 0;
-}
-
-static void keep_header(trimaran_rpc_call *call, const uint8_t *name, size_t name_size,
-                        const uint8_t *value, size_t value_size) {
-    uint16_t sizes[2] = {(uint16_t)name_size, (uint16_t)value_size};
-    trimaran_rpc_buffer_append(&call->headers, sizes, sizeof sizes);
-    trimaran_rpc_buffer_append(&call->headers, name, name_size);
-    trimaran_rpc_buffer_append(&call->headers, value, value_size);
-}
-
-static void pseudo_header(trimaran_rpc_call *call, const uint8_t *name, size_t name_size,
-                          const uint8_t *value, size_t value_size) {
-    if (is(name, name_size, ":path")) {
-        call->method = hot_method(call->server, value, value_size);
-        if (call->method < 0) {
-            call->flags |= CALL_COLD;
-            keep_header(call, name, name_size, value, value_size);
-        }
-    } else if (is(name, name_size, ":method") && is(value, value_size, "POST")) {
-        call->seen |= SEEN_POST;
-    }
-}
-
-/* Note what the engine needs of a header field and keep what may concern the method. */
-void trimaran_rpc_call_header(trimaran_rpc_call *call, const uint8_t *name, size_t name_size,
-                              const uint8_t *value, size_t value_size) {
-    call->header_bytes += (uint32_t)(name_size + value_size + 32);
-    if (call->header_bytes > call->server->options.header_bytes_max) {
-        call->flags |= CALL_DISCARD;
-        return;
-    }
-    if (name_size > 0 && name[0] == ':') {
-        pseudo_header(call, name, name_size, value, value_size);
-        return;
-    }
-    switch (name_size) {
-    case 2:
-        if (is(name, name_size, "te")) {
-            return;
-        }
-        break;
-    case 10:
-        if (is(name, name_size, "user-agent")) {
-            return;
-        }
-        break;
-    case 12:
-        if (is(name, name_size, "content-type")) {
-            call->seen |= is_grpc(value, value_size) ? SEEN_CONTENT_TYPE : 0;
-            return;
-        }
-        if (is(name, name_size, "grpc-timeout")) {
-            int rc = parse_timeout(value, value_size, &call->timeout_us);
-            call->seen |= rc != 0 ? SEEN_BAD_TIMEOUT : 0;
-            return;
-        }
-        break;
-    case 13:
-        if (is(name, name_size, "grpc-encoding")) {
-            call->flags |= is(value, value_size, "gzip") ? CALL_GZIP : 0;
-            bool known = call->flags & CALL_GZIP || is(value, value_size, "identity");
-            call->seen |= known ? 0 : SEEN_BAD_ENCODING;
-            return;
-        }
-        break;
-    case 14:
-        if (is(name, name_size, "content-length")) {
-            return;
-        }
-        break;
-    case 15:
-    case 20:
-        if (is(name, name_size, "accept-encoding") ||
-            is(name, name_size, "grpc-accept-encoding")) {
-            return;
-        }
-        break;
-    }
-    keep_header(call, name, name_size, value, value_size);
-}
-
 static void reset(trimaran_rpc_call *call, uint32_t code) {
     nghttp2_submit_rst_stream(call->connection->session, NGHTTP2_FLAG_NONE, call->stream_id, code);
     call->flags |= CALL_FINISHED | CALL_RELEASED;
@@ -289,6 +154,10 @@ static void reset(trimaran_rpc_call *call, uint32_t code) {
 void trimaran_rpc_call_open(trimaran_rpc_call *call) {
     if (call->flags & CALL_DISCARD) {
         reset(call, NGHTTP2_ENHANCE_YOUR_CALM);
+        return;
+    }
+    if (!trimaran_rpc_headers_are_sound(call)) {
+        reset(call, NGHTTP2_PROTOCOL_ERROR);
         return;
     }
     if (call->server->counters.calls > call->server->options.calls_max) {

@@ -62,6 +62,12 @@ enum seen_flags {
     SEEN_CONTENT_TYPE = 2,   /* application/grpc */
     SEEN_BAD_TIMEOUT = 4,
     SEEN_BAD_ENCODING = 8,
+    SEEN_METHOD = 16,
+    SEEN_SCHEME = 32,
+    SEEN_PATH = 64,
+    SEEN_AUTHORITY = 128,
+    SEEN_REGULAR = 256,      /* a field that is not a pseudo-header */
+    SEEN_UNSOUND = 512,      /* not a well-formed HTTP/2 request */
 };
 
 struct trimaran_rpc_call {
@@ -72,7 +78,7 @@ struct trimaran_rpc_call {
     int32_t stream_id;
     int32_t method;
     uint32_t flags;
-    uint8_t seen;
+    uint16_t seen;
     uint8_t prefix_size;
     uint8_t prefix[PREFIX_BYTES];
     uint8_t status;
@@ -163,10 +169,13 @@ static inline size_t rpc_buffer_size(const rpc_buffer *buffer) {
 nghttp2_mem trimaran_rpc_memory_functions(rpc_memory *memory);
 void trimaran_rpc_memory_free(rpc_memory *memory);
 
-/* rpc_call.c */
-trimaran_rpc_call *trimaran_rpc_call_new(trimaran_rpc_connection *connection, int32_t stream_id);
+/* rpc_headers.c */
 void trimaran_rpc_call_header(trimaran_rpc_call *call, const uint8_t *name, size_t name_size,
                               const uint8_t *value, size_t value_size);
+bool trimaran_rpc_headers_are_sound(const trimaran_rpc_call *call);
+
+/* rpc_call.c */
+trimaran_rpc_call *trimaran_rpc_call_new(trimaran_rpc_connection *connection, int32_t stream_id);
 void trimaran_rpc_call_open(trimaran_rpc_call *call);
 void trimaran_rpc_call_receive(trimaran_rpc_call *call, const uint8_t *data, size_t size);
 void trimaran_rpc_call_half_close(trimaran_rpc_call *call);

@@ -205,6 +205,7 @@ int trimaran_rpc_session_setup(trimaran_rpc_server *server) {
     nghttp2_session_callbacks_set_send_data_callback(callbacks, trimaran_rpc_send_data);
     nghttp2_option_set_no_auto_window_update(server->option, 1);
     nghttp2_option_set_no_closed_streams(server->option, 1);
+    nghttp2_option_set_no_http_messaging(server->option, 1); /* rpc_headers.c does it */
     nghttp2_option_set_max_send_header_block_length(server->option, 256 * 1024);
     return 0;
 }
