@@ -210,6 +210,18 @@ def test_failures_are_reported_with_their_reason(fleet: Fleet, tmp_path: Path) -
     assert len(fleet.hosts_of("dbus.service")) == 3
 
 
+def test_the_message_bus_may_restart(fleet: Fleet, tmp_path: Path) -> None:
+    host = fleet.hosts[1]
+    unit = f"MachineID={host.machine_id}"
+    fleet.trimaran("unit", "start", write(tmp_path, "before.service", unit))
+    pid = main_pid(host, "before.service")
+    host.run("systemctl", "restart", "dbus")
+    fleet.trimaran("unit", "start", write(tmp_path, "after.service", unit))
+    assert main_pid(host, "before.service") == pid
+    host.run("systemctl", "kill", "--signal", "KILL", "before.service")
+    fleet.wait(lambda: "failed" in fleet.trimaran("unit", "list"), "signals come again")
+
+
 def test_a_later_failure_shows(fleet: Fleet, tmp_path: Path) -> None:
     fleet.trimaran("unit", "start", write(tmp_path, "hello.service"))
     (host,) = fleet.hosts_of("hello.service")
