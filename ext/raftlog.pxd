@@ -79,6 +79,7 @@ cdef extern from "logthread.h" nogil:
                                   const trimaran_entry *entries, size_t count, uint64_t *sequence)
     void trimaran_logthread_completed(trimaran_logthread *thread,
                                       trimaran_logthread_completion *out)
+    void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index)
     int trimaran_logthread_stop(trimaran_logthread *thread)
 
 

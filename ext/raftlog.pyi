@@ -117,6 +117,12 @@ class LogThread:
             BlockingIOError: the log is busy; submit instead.
         """
     def completed(self) -> Completion: ...
+    def compact(self, index: int) -> None:
+        """Have the entries up to and with index dropped, soon and elsewhere.
+
+        Raises:
+            ValueError: index is past the last durable entry.
+        """
     def stop(self) -> None:
         """Make everything queued durable and end the thread."""
 

@@ -273,6 +273,11 @@ cdef class LogThread:
         trimaran_logthread_completed(self.started(), &completion)
         return Completion(completion.sequence, completion.index, completion.term, completion.error)
 
+    def compact(self, uint64_t index) -> None:
+        if index > self.log.last_index:
+            raise ValueError(f"entry {index} is not in the log yet")
+        trimaran_logthread_compact(self.started(), index)
+
     def stop(self) -> None:
         cdef trimaran_logthread *thread = self.handle
         cdef int code

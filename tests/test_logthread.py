@@ -105,6 +105,23 @@ def test_idle_journal_is_emptied(log: RaftLog) -> None:
     thread.stop()
 
 
+def test_compaction_elsewhere(log: RaftLog) -> None:
+    thread = LogThread(log)
+    last = thread.submit([Entry(i, 1, b"x" * 100) for i in range(1, 101)])
+    wait_for(thread, last)
+    with pytest.raises(ValueError, match="not in the log"):
+        thread.compact(101)
+    thread.compact(50)
+    thread.compact(40)
+    poll = select.poll()
+    for _ in range(400):
+        if log.first_index == 51:
+            break
+        poll.poll(25)
+    assert log.first_index == 51
+    thread.stop()
+
+
 def test_a_full_log_is_told_and_waited_for(tmp_path: Path) -> None:
     log = RaftLog(tmp_path / "log", journal_size_bytes=64 << 10, map_size_bytes=512 << 10)
     thread = LogThread(log)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimaran.errors import CorruptionError
-from trimaran.ext.raftlog import Entry, HardState, RaftLog
+from trimaran.ext.raftlog import Entry, HardState, RaftLog, crc32c
 
 JOURNAL_BYTES = 64 << 10
 BLOCK = 4096
@@ -199,7 +199,7 @@ def test_a_creation_cut_short_is_begun_again(tmp_path: Path) -> None:
     log.close()
 
 
-def opens_or_refuses(directory: Path, scratch: Path) -> None:
+def opens_or_refuses(directory: Path) -> None:
     """Open a copy: either an error, or a prefix of what was written (past LMDB's part)."""
     try:
         log = RaftLog(directory)
@@ -231,7 +231,7 @@ def test_random_damage_to_the_journal(
         damage(directory, offset, content)
     if data.draw(st.booleans()):
         os.truncate(directory / "journal", data.draw(st.integers(0, size)))
-    opens_or_refuses(directory, scratch)
+    opens_or_refuses(directory)
     shutil.rmtree(scratch)
 
 
@@ -253,7 +253,67 @@ def test_random_damage_to_the_tail(
         else:
             content[target + data.draw(st.integers(0, 120))] ^= data.draw(st.integers(1, 255))
     (directory / "journal").write_bytes(content)
-    opens_or_refuses(directory, scratch)
+    opens_or_refuses(directory)
+    shutil.rmtree(scratch)
+
+
+def crafted_record(directory: Path, sequence: int, payload: bytes) -> bytes:
+    """A record of this journal whose checksums hold, whatever its payload."""
+    identity = (directory / "journal").read_bytes()[16:24]
+    order = sys.byteorder
+    tail = crc32c(payload).to_bytes(4, order) + len(payload).to_bytes(4, order)
+    tail += identity + sequence.to_bytes(8, order)
+    return b"TRMJ" + crc32c(tail).to_bytes(4, order) + tail + payload
+
+
+def batch(first: int, sizes: list[int], data: bytes, count: int | None = None) -> bytes:
+    """A record's payload: head, a row for each entry, data."""
+    order = sys.byteorder
+    head = (len(sizes) if count is None else count).to_bytes(4, order) + bytes(4)
+    head += first.to_bytes(8, order) + bytes(24)
+    rows = [bytes(8) + bytes(4) + size.to_bytes(4, order) for size in sizes]
+    return head + b"".join(rows) + data
+
+
+@pytest.mark.parametrize(
+    ("payload", "fits"),
+    [
+        (batch(12, [3], b"12."), True),
+        (batch(12, [], b""), True),
+        (batch(8, [3], b"8.."), True),
+        (batch(13, [3], b"13."), False),  # leaves a hole
+        (batch(0, [3], b"0.."), False),
+        (batch(12, [4], b"12."), False),  # sizes that do not add up
+        (batch(12, [3], b"12.."), False),
+        (batch(12, [3], b"12.", 2**32 - 1), False),
+        (batch(12, [2**32 - 1] * 4, b""), False),
+        (b"", False),
+        (b"x", False),
+        (bytes(39), False),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused(copy: Path, payload: bytes, fits: bool) -> None:
+    blocks = journal_blocks(copy)
+    damage(copy, blocks[-1] + BLOCK, crafted_record(copy, 12, payload))
+    if fits:
+        log = RaftLog(copy)
+        assert log.last_index in (8, 11, 12)
+        log.close()
+    else:
+        with pytest.raises(CorruptionError, match="does not fit"):
+            RaftLog(copy)
+
+
+@settings(max_examples=60, deadline=None)
+@given(payload=st.binary(max_size=200), sequence=st.integers(11, 14))
+def test_random_records_with_right_checksums(
+    crashed: Path, tmp_path_factory: pytest.TempPathFactory, payload: bytes, sequence: int
+) -> None:
+    scratch = tmp_path_factory.mktemp("fuzz")
+    directory = Path(shutil.copytree(crashed, scratch / "log"))
+    place = journal_blocks(directory)[-1] + BLOCK
+    damage(directory, place, crafted_record(directory, sequence, payload))
+    opens_or_refuses(directory)
     shutil.rmtree(scratch)
 
 

@@ -371,16 +371,20 @@ void trimaran_journal_commit(trimaran_journal *journal, uint64_t start, size_t s
     assert(journal->tail - journal->head <= journal->capacity);
 }
 
-void trimaran_journal_release(trimaran_journal *journal, uint64_t to)
+void trimaran_journal_forget(trimaran_journal *journal, uint64_t to)
 {
     uint64_t from = journal->head % journal->capacity, bytes = to - journal->head;
 
-    assert(to >= journal->head && to <= journal->tail);
-    journal->head = to;
     if (from + bytes <= journal->capacity) {
         forget(journal, from, from + bytes);
     } else {
         forget(journal, from, journal->capacity);
         forget(journal, 0, from + bytes - journal->capacity);
     }
+}
+
+void trimaran_journal_release(trimaran_journal *journal, uint64_t to)
+{
+    assert(to >= journal->head && to <= journal->tail);
+    journal->head = to;
 }

@@ -52,7 +52,10 @@ uint8_t *trimaran_journal_reserve(trimaran_journal *journal, size_t size, uint64
  * nothing was written. Any other failure aborts. */
 int trimaran_journal_write(trimaran_journal *journal, uint64_t start, size_t size);
 void trimaran_journal_commit(trimaran_journal *journal, uint64_t start, size_t size);
-/* Records before offset to (a former tail) are needed no more, neither on disk nor in memory. */
+/* Records before offset to (a former tail) are needed no more in memory. May take its time, and may
+ * run beside reserve, write and commit. */
+void trimaran_journal_forget(trimaran_journal *journal, uint64_t to);
+/* Nor on disk: their room is free again. */
 void trimaran_journal_release(trimaran_journal *journal, uint64_t to);
 
 #endif

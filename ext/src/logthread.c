@@ -43,6 +43,7 @@ struct trimaran_logthread {
     trimaran_logthread_completion completion;
     uint64_t appends;
     int busy; /* someone is in trimaran_raftlog_append */
+    uint64_t compact_index; /* drop up to here; 0: nothing is asked */
     int dirty, full; /* the journal holds something; it holds a lot */
     int stopping, settler_stopping;
 };
@@ -196,33 +197,63 @@ static void *write_loop(void *argument)
     return NULL;
 }
 
+/* Ask for a failed compaction again, after a pause and unless a later one was asked for. */
+static void retry_compaction(trimaran_logthread *thread, uint64_t index)
+{
+    struct timespec deadline;
+
+    deadline_after(&deadline, RETRY_MS);
+    while (!thread->settler_stopping
+           && pthread_cond_timedwait(&thread->settle_wanted, &thread->lock, &deadline)
+                  != ETIMEDOUT)
+        ;
+    if (thread->compact_index < index)
+        thread->compact_index = index;
+}
+
+/* Wait for something to do, with the lock held: until the journal has been left alone for a while,
+ * or is rather full, or a compaction is asked for, or the end. Returns whether to settle. */
+static int wait_for_settle(trimaran_logthread *thread)
+{
+    uint64_t seen = thread->appends;
+    struct timespec deadline;
+
+    if (!thread->dirty && thread->compact_index == 0) {
+        pthread_cond_wait(&thread->settle_wanted, &thread->lock);
+        return 0;
+    }
+    deadline_after(&deadline, IDLE_MS);
+    while (!thread->full && !thread->settler_stopping && thread->compact_index == 0)
+        if (pthread_cond_timedwait(&thread->settle_wanted, &thread->lock, &deadline) == ETIMEDOUT)
+            break;
+    return thread->dirty && (thread->full || thread->appends == seen);
+}
+
 static void *settle_loop(void *argument)
 {
     trimaran_logthread *thread = argument;
-    struct timespec deadline;
 
     pthread_setname_np(pthread_self(), "trimaran-settle");
     pthread_mutex_lock(&thread->lock);
     while (!thread->settler_stopping) {
-        if (!thread->dirty) {
-            pthread_cond_wait(&thread->settle_wanted, &thread->lock);
+        int settle = wait_for_settle(thread), error = 0;
+        uint64_t index = thread->compact_index;
+        if (thread->settler_stopping || (!settle && index == 0))
             continue;
-        }
-        uint64_t seen = thread->appends;
-        deadline_after(&deadline, IDLE_MS);
-        while (!thread->full && !thread->settler_stopping
-               && pthread_cond_timedwait(&thread->settle_wanted, &thread->lock, &deadline)
-                      != ETIMEDOUT)
-            ;
-        if (thread->settler_stopping || (!thread->full && thread->appends != seen))
-            continue;
-        thread->dirty = thread->full = 0;
+        if (settle)
+            thread->dirty = thread->full = 0;
+        thread->compact_index = 0;
         pthread_mutex_unlock(&thread->lock);
-        int error = trimaran_raftlog_settle(thread->log);
+        if (index > 0)
+            error = trimaran_raftlog_compact(thread->log, index);
+        int settle_error = settle ? trimaran_raftlog_settle(thread->log) : 0;
         pthread_mutex_lock(&thread->lock);
-        /* Full disk: the entries are safe in the journal; the next round tries again. */
-        if (error != 0)
+        assert(error != -EINVAL && error != -EUCLEAN);
+        /* Full disk: the entries are safe in the journal; a later round tries again. */
+        if (settle_error != 0)
             thread->dirty = 1;
+        if (error != 0)
+            retry_compaction(thread, index);
     }
     pthread_mutex_unlock(&thread->lock);
     return NULL;
@@ -383,6 +414,16 @@ void trimaran_logthread_completed(trimaran_logthread *thread, trimaran_logthread
     eventfd_read(thread->event_fd, &count);
     pthread_mutex_lock(&thread->lock);
     *out = thread->completion;
+    pthread_mutex_unlock(&thread->lock);
+}
+
+void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index)
+{
+    pthread_mutex_lock(&thread->lock);
+    if (thread->compact_index < index) {
+        thread->compact_index = index;
+        pthread_cond_signal(&thread->settle_wanted);
+    }
     pthread_mutex_unlock(&thread->lock);
 }
 

@@ -39,6 +39,10 @@ int trimaran_logthread_append(trimaran_logthread *thread, const trimaran_hard_st
 /* Read the completion and quiet the eventfd. */
 void trimaran_logthread_completed(trimaran_logthread *thread, trimaran_logthread_completion *out);
 
+/* Have the second thread drop the entries up to index, some time soon. Without room for it on the
+ * disk it tries again. index must be durable. */
+void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index);
+
 /* Make everything queued durable, stop both threads and free. Returns -ENOSPC if the queue could
  * not be written; nothing of it had been acknowledged. NULL is allowed. */
 int trimaran_logthread_stop(trimaran_logthread *thread);

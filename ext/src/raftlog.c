@@ -46,6 +46,10 @@ static void settle_end(trimaran_raftlog *log, struct settlement *done)
     pthread_mutex_lock(&log->state);
     if (log->settling_last >= log->pending_first)
         trimaran_pending_drop_front(log, (size_t)(log->settling_last + 1 - log->pending_first));
+    pthread_mutex_unlock(&log->state);
+    /* Nobody looks there now, and nobody writes there before it is released. */
+    trimaran_journal_forget(&log->journal, done->journal_tail);
+    pthread_mutex_lock(&log->state);
     log->settled_sequence = done->position.sequence;
     trimaran_journal_release(&log->journal, done->journal_tail);
     log->counters.settles++;
