@@ -24,7 +24,7 @@ from trimaran.daemons.net_store import StoreFollower, SubnetHolder, TwinError
 from trimaran.daemons.net_udp import UdpPath
 from trimaran.daemons.netlink import Netlink, NetlinkEvents, Snapshot
 from trimaran.errors import ConfigError, NetworkConfigError, StoreError, SubnetExhaustedError
-from trimaran.net.allocation import HostIdentity, derive_mac
+from trimaran.net.allocation import HostIdentity, derive_mac, duplicate_addresses
 from trimaran.net.config import DEFAULT_PREFIX, NetworkConfig, UdpOptions, VxlanOptions
 from trimaran.net.environment import format_environment
 from trimaran.net.kernel import KernelState, difference
@@ -150,6 +150,11 @@ class NetDaemon:
         self._hold_wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._ready = asyncio.Event()
+        self._client = Client(list(options.endpoints), tls=options.tls)
+        self._follower = StoreFollower(self._client, self._view, self._store_changed)
+        self._holder = SubnetHolder(
+            self._client, self._follower, options.lease_ttl_s, self._hold_wake.set
+        )
         self._udp = UdpPath(options.udp_mode)
         self._underlay: Underlay | None = None
         self._overlay: Overlay | None = None
@@ -182,12 +187,7 @@ class NetDaemon:
         self._events = NetlinkEvents(self._kernel_wake.set)
         self._stack.callback(self._events.close)
         self._stack.callback(self._udp.close)
-        client = Client(list(self.options.endpoints), tls=self.options.tls)
-        self._stack.push_async_callback(client.close)
-        self._follower = StoreFollower(client, self._view, self._store_changed)
-        self._holder = SubnetHolder(
-            client, self._follower, self.options.lease_ttl_s, self._hold_wake.set
-        )
+        self._stack.push_async_callback(self._client.close)
         self._stack.push_async_callback(self._holder.close)
         log.info("network %s, host %s", self.prefix, self.host_id)
         for name, work in (
@@ -258,6 +258,13 @@ class NetDaemon:
         if config is not None and self._view.config_problem:
             problems.append(self._view.config_problem)
         problems += list(self._view.bad_records.values())
+        if config is not None and underlay is not None:
+            stored = self._view.records.values()
+            problems += [
+                f"host {item.record.host_id} publishes this host's address {underlay.public_ip} "
+                "too; give one of them --public-ip or --iface"
+                for item in duplicate_addresses(stored, self._identity(config, underlay))
+            ]
         status = NetStatus(
             pid=os.getpid(), host_id=self.host_id, prefix=self.prefix, problems=problems
         )
@@ -271,13 +278,12 @@ class NetDaemon:
             status.device, status.mtu = overlay.device, overlay.mtu
             status.peers = len(overlay.peers)
             status.ignored = {str(subnet): why for subnet, why in overlay.ignored.items()}
-        if not self._stopped and hasattr(self, "_follower"):
-            status.store_error = self._follower.error
-            if self._follower.contact_s:
-                status.store_contact_s = round(time.monotonic() - self._follower.contact_s, 1)
-            if self._holder.held is not None:
-                status.lease = f"{self._holder.held.lease:x}"
-            status.counters = self._udp.counters()
+        status.store_error = "" if self._stopped else self._follower.error
+        if self._follower.contact_s:
+            status.store_contact_s = round(time.monotonic() - self._follower.contact_s, 1)
+        if self._holder.held is not None:
+            status.lease = f"{self._holder.held.lease:x}"
+        status.counters = self._udp.counters()
         status.state, status.detail = self._describe(status)
         return status
 

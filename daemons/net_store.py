@@ -27,7 +27,6 @@ from trimaran.net.allocation import (
     Remove,
     Update,
     decide,
-    duplicate_addresses,
 )
 from trimaran.net.config import NetworkConfig
 from trimaran.net.records import (
@@ -202,10 +201,6 @@ class SubnetHolder:
         """
         for _ in range(DECISIONS_MAX):
             stored = tuple(self._follower.view.records.values())
-            for other in duplicate_addresses(stored, host):
-                log.warning(
-                    "host %s claims our public address %s too", other.record.host_id, host.public_ip
-                )
             decision = decide(config, stored, host, preferred)
             self._check_twin(decision, host)
             if await self._carry_out(decision):

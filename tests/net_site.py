@@ -92,6 +92,8 @@ class Gate:
         self._writers |= {writer, far_writer}
         try:
             await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        except asyncio.CancelledError:
+            pass  # The site closes, and the server's own callback would make noise of it.
         finally:
             self._writers -= {writer, far_writer}
             for item in (writer, far_writer):
@@ -128,29 +130,19 @@ def make_site(folder: Path, endpoint: str) -> "Iterator[NetSite]":
         site.close()
 
 
-class NetHost:
-    """One host: a namespace with an underlay address, and netd in it while it runs."""
+class Netd:
+    """A place for one netd: a namespace, a state directory, and the process while it runs."""
 
-    def __init__(self, site: "NetSite", number: int) -> None:
+    def __init__(self, site: "NetSite", name: str, namespace: HostNamespace) -> None:
         self.site = site
-        self.name = f"h{number}"
-        self.address = f"192.0.2.{number}"
-        self.folder = site.folder / self.name
+        self.name = name
+        self.namespace = namespace
+        self.folder = site.folder / name
         self.folder.mkdir()
-        self.namespace = HostNamespace()
         self._process: subprocess.Popen[bytes] | None = None
         self._log = (self.folder / "log").open("ab")
-        self.gate = Gate(site.loop, self.namespace, site.port)
-        site.bridge.run(
-            *("ip", "link", "add", self.name, "type", "veth"),
-            *("peer", "name", "eth0", "netns", self.namespace.path),
-        )
-        site.bridge.run("ip", "link", "set", self.name, "master", "br0", "up")
-        self.namespace.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
-        self.namespace.run("ip", "link", "set", "eth0", "up")
-        self.namespace.run("ip", "route", "add", "default", "dev", "eth0")
-        self.run = self.namespace.run
-        self.ip = self.namespace.ip
+        self.run = namespace.run
+        self.ip = namespace.ip
 
     @property
     def status_path(self) -> Path:
@@ -243,7 +235,7 @@ class NetHost:
         """Last part of the record's key."""
         return self.subnet.replace("/", "-")
 
-    def transfer(self, other: "NetHost", size: int) -> int:
+    def transfer(self, other: "Netd", size: int) -> int:
         """Send bytes to another host over TCP across the overlay; return how many came."""
         with other.namespace.entered():
             listener = socket.create_server((other.overlay_address, 0))
@@ -259,7 +251,7 @@ class NetHost:
             pusher.join()
         return received
 
-    def ping(self, other: "NetHost", *, size: int = 56) -> bool:
+    def ping(self, other: "Netd", *, size: int = 56) -> bool:
         """Send echo requests across the overlay until one is answered."""
         command = ("ping", "-c", "1", "-W", "1", "-M", "do", "-s", str(size))
         return "1 received" in self.namespace.attempt(*command, other.overlay_address).stdout
@@ -275,6 +267,29 @@ class NetHost:
             self._process.wait()
         self.namespace.close()
         self._log.close()
+
+
+class NetHost(Netd):
+    """One host: a namespace with an underlay address, and netd in it while it runs."""
+
+    def __init__(self, site: "NetSite", number: int) -> None:
+        super().__init__(site, f"h{number}", HostNamespace())
+        self.address = f"192.0.2.{number}"
+        self.gate = Gate(site.loop, self.namespace, site.port)
+        site.bridge.run(
+            *("ip", "link", "add", self.name, "type", "veth"),
+            *("peer", "name", "eth0", "netns", self.namespace.path),
+        )
+        site.bridge.run("ip", "link", "set", self.name, "master", "br0", "up")
+        self.namespace.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
+        self.namespace.run("ip", "link", "set", "eth0", "up")
+        self.namespace.run("ip", "route", "add", "default", "dev", "eth0")
+
+    def second(self, prefix: str) -> Netd:
+        """Make a place for a further netd on this host, with a state of its own."""
+        netd = Netd(self.site, self.name + prefix.replace("/", "-"), self.namespace)
+        self.site.others.append(netd)
+        return netd
 
 
 class NetSite:
@@ -293,6 +308,7 @@ class NetSite:
         self.bridge.run("ip", "link", "add", "br0", "type", "bridge")
         self.bridge.run("ip", "link", "set", "br0", "up")
         self.hosts: list[NetHost] = []
+        self.others: list[Netd] = []
 
     def add(self, count: int) -> list[NetHost]:
         """Make hosts, without netd running yet."""
@@ -331,8 +347,8 @@ class NetSite:
 
     def close(self) -> None:
         """End everything."""
-        for host in self.hosts:
-            host.close()
+        for netd in (*self.others, *self.hosts):
+            netd.close()
         self.bridge.close()
         asyncio.run_coroutine_threadsafe(_end_others(), self.loop).result(WAIT_S)
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -112,6 +112,7 @@ def test_the_kernel_is_repaired_and_stale_state_removed(net_site: NetSite) -> No
     subnet = first.status()["subnet"]
     index = first.ip("link", "show", "flannel.1")[0]["ifindex"]
     assert first.kill(signal.SIGKILL) < 0
+    assert first.ping(second)
     # While the daemon is away: leftovers of former peers, and a peer's route lost.
     onlink = ("via", "10.77.200.0", "dev", "flannel.1", "onlink")
     first.run("ip", "route", "add", "10.77.200.0/24", *onlink, "proto", "84")
@@ -294,3 +295,24 @@ def test_many_peers_come_and_go(net_site: NetSite) -> None:
     host.wait_peers(0)
     eventually(lambda: set(net_site.records()) == {host.overlay_key}, "our own record is back")
     assert not host.routes()
+
+
+@ONE_KIND
+def test_two_networks_on_one_host(net_site: NetSite) -> None:
+    """Each daemon keeps to its own devices; two hosts of one public address are reported."""
+    first, second = started(net_site, 2, "udp")
+    for prefix, network, backend in (
+        ("/b", "10.91.0.0/16", {"Type": "udp", "Port": 9000}),
+        ("/c", "10.92.0.0/16", {"Type": "vxlan", "VNI": 7}),
+    ):
+        document = {"Network": network, "Backend": backend}
+        net_site.etcdctl("put", f"{prefix}/config", json.dumps(document))
+    third, fourth = (first.second(prefix).start("--prefix", prefix) for prefix in ("/b", "/c"))
+    third.wait()
+    fourth.wait()
+    names = {link["ifname"] for link in first.ip("link", "show")}
+    assert names == {"lo", "eth0", "flannel0", "flannel9000", "flannel.7"}
+    assert first.ping(second)
+    record = '{"PublicIP":"192.0.2.1","PublicIPv6":null,"HostID":"copy"}'
+    net_site.etcdctl("put", f"{PREFIX}/subnets/10.77.99.0-24", record)
+    first.wait("degraded", lambda status: "host copy publishes" in str(status["problems"]))

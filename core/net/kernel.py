@@ -212,7 +212,7 @@ def _link_steps(
             )
         elif present.alias not in ("", owner):
             steps.append(
-                Conflict(f"device {name} belongs to {present.alias!r}: use another VNI or prefix")
+                Conflict(f"device {name} belongs to {present.alias!r}: use another VNI or port")
             )
         elif present.vxlan != link.vxlan:
             steps += [DeleteLink(name), CreateLink(link)]

@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from trimaran.net.config import AllocOptions, NetworkConfig, UdpOptions, VxlanOptions
+from trimaran.net.config import (
+    DEFAULT_UDP_PORT,
+    AllocOptions,
+    NetworkConfig,
+    UdpOptions,
+    VxlanOptions,
+)
 from trimaran.net.kernel import (
     Address,
     Forwarding,
@@ -53,7 +59,6 @@ def build_overlay(
     underlay: Underlay,
     *,
     prefix: str,
-    tun_name: str = "flannel0",
 ) -> Overlay:
     """Compute the desired state.
 
@@ -63,7 +68,6 @@ def build_overlay(
         records: every record; this host's own is passed over.
         underlay: the interface packets leave by.
         prefix: of the network in the store; it marks our devices.
-        tun_name: device name of the udp backend.
 
     Returns:
         the overlay.
@@ -75,6 +79,8 @@ def build_overlay(
     hosts = {peer.subnet: peer.public_ip for peer in peers}
     if isinstance(backend, UdpOptions):
         mtu = underlay.mtu - UDP_OVERHEAD_BYTES
+        # A second network of the host needs another port, and so gets another device.
+        tun_name = "flannel0" if backend.port == DEFAULT_UDP_PORT else f"flannel{backend.port}"
         kernel = KernelState(
             links={tun_name: Link(tun_name, "tun", mtu, alias=owner_alias(prefix))},
             addresses=frozenset({Address(tun_name, own.subnet.network_address, 32)}),
