@@ -137,3 +137,38 @@ bool trimaran_mvcc_get(trimaran_mvcc *mvcc, trimaran_slice key, int64_t revision
     *out = trimaran_state_read(mvcc->state, version->main, version->sub);
     return true;
 }
+
+trimaran_slice trimaran_change_key(const trimaran_change *change)
+{
+    trimaran_proto_reader reader =
+        trimaran_proto_read(trimaran_slice_of(change->data, change->size));
+    trimaran_proto_field field;
+    while (trimaran_proto_next(&reader, &field) > 0)
+        if (field.tag == 1)
+            return field.bytes;
+    abort(); /* every stored change names its key */
+}
+
+void trimaran_mvcc_history(trimaran_mvcc *mvcc, trimaran_slice key, int64_t from,
+                           trimaran_change_visitor visit, void *context)
+{
+    const trimaran_key_record *record = trimaran_keyindex_find(mvcc->index, key);
+    const trimaran_key_value dead = {.key = key};
+    trimaran_buffer tombstone = {0};
+    uint8_t *end = trimaran_put_key_value(
+        trimaran_buffer_reserve(&tombstone, trimaran_key_value_size(&dead)), &dead);
+    tombstone.size = (size_t)(end - tombstone.data);
+    for (uint32_t i = 0; record != NULL && i < record->count; i++) {
+        const trimaran_version *version = &record->versions[i];
+        if (version->main < from)
+            continue;
+        trimaran_slice stored = trimaran_slice_of(tombstone.data, tombstone.size);
+        if (!version->tombstone)
+            stored = trimaran_state_read(mvcc->state, version->main, version->sub);
+        trimaran_change change = {version->main, version->sub, version->tombstone != 0,
+                                  (uint32_t)stored.size, stored.data};
+        if (!visit(context, &change))
+            break;
+    }
+    trimaran_buffer_free(&tombstone);
+}

@@ -62,6 +62,13 @@ trimaran_error trimaran_mvcc_read_txn(trimaran_mvcc *mvcc, const trimaran_txn_re
 bool trimaran_mvcc_get(trimaran_mvcc *mvcc, trimaran_slice key, int64_t revision,
                        trimaran_slice *out);
 
+/* Visit the changes of one key with main revision >= from in order, until visit returns false. */
+void trimaran_mvcc_history(trimaran_mvcc *mvcc, trimaran_slice key, int64_t from,
+                           trimaran_change_visitor visit, void *context);
+
+/* The key of a stored change. */
+trimaran_slice trimaran_change_key(const trimaran_change *change);
+
 /* One bounded step of a compaction under way. Returns false where there is none. */
 bool trimaran_mvcc_compact_step(trimaran_mvcc *mvcc, size_t keys);
 bool trimaran_mvcc_compacting(const trimaran_mvcc *mvcc);

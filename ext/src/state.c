@@ -22,6 +22,7 @@ struct trimaran_state {
     trimaran_batch *open;     /* being filled by the loop */
     trimaran_batch *sealed;   /* being committed, NULL where the thread is idle */
     uint64_t applied_index, applied_term, persisted_index;
+    uint64_t batch_number, committed_batch;
     pthread_t thread;
     pthread_mutex_t mutex;    /* guards the four fields below */
     pthread_cond_t changed;
@@ -226,7 +227,7 @@ static int open_environment(trimaran_state *state, const char *directory, size_t
 int trimaran_state_open(const char *directory, size_t map_size_bytes, trimaran_state **out)
 {
     trimaran_state *state = trimaran_allocate(sizeof *state);
-    *state = (trimaran_state){.event_fd = -1};
+    *state = (trimaran_state){.event_fd = -1, .batch_number = 1};
     state->open = &state->batches[0];
     int code = open_environment(state, directory, map_size_bytes);
     if (code == 0) {
@@ -434,6 +435,7 @@ bool trimaran_state_collect(trimaran_state *state)
     if (!done)
         return false;
     state->persisted_index = state->sealed->applied_index;
+    state->committed_batch = state->batch_number - 1;
     trimaran_batch_clear(state->sealed);
     state->sealed = NULL;
     mdb_txn_reset(state->reader);
@@ -450,12 +452,23 @@ bool trimaran_state_seal(trimaran_state *state)
     state->open->applied_index = state->applied_index;
     state->open->applied_term = state->applied_term;
     state->sealed = state->open;
+    state->batch_number++;
     state->open = state->open == &state->batches[0] ? &state->batches[1] : &state->batches[0];
     pthread_mutex_lock(&state->mutex);
     state->work = state->sealed;
     pthread_cond_broadcast(&state->changed);
     pthread_mutex_unlock(&state->mutex);
     return true;
+}
+
+uint64_t trimaran_state_batch_number(const trimaran_state *state)
+{
+    return state->batch_number;
+}
+
+uint64_t trimaran_state_committed_batch(const trimaran_state *state)
+{
+    return state->committed_batch;
 }
 
 size_t trimaran_state_pending_bytes(const trimaran_state *state)

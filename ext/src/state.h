@@ -60,6 +60,9 @@ int trimaran_state_event_fd(const trimaran_state *state);
 bool trimaran_state_collect(trimaran_state *state);
 /* Hand the open batch to the thread. Returns false where it is empty or the thread is busy. */
 bool trimaran_state_seal(trimaran_state *state);
+/* Batches are numbered from 1: the one being filled, and the last one committed. */
+uint64_t trimaran_state_batch_number(const trimaran_state *state);
+uint64_t trimaran_state_committed_batch(const trimaran_state *state);
 /* Bytes applied and not yet committed. */
 size_t trimaran_state_pending_bytes(const trimaran_state *state);
 /* The errno of the commit that is being retried (ENOSPC), 0 where all is well. */
