@@ -266,6 +266,13 @@ static void handle_message(void *context, trimaran_rpc_call *call, int method,
         fail(call, service->refusal);
         return;
     }
+    waiter_t *waiting = trimaran_rpc_user(call);
+    if (waiting != NULL) {
+        /* A second message on a call that takes one. */
+        waiting->call = NULL;
+        fail(call, TRIMARAN_ERROR_MALFORMED);
+        return;
+    }
     switch (method) {
     case METHOD_RANGE: serve_range(service, call, message); break;
     case METHOD_PUT: serve_put(service, call, message); break;
@@ -278,8 +285,10 @@ static void handle_message(void *context, trimaran_rpc_call *call, int method,
 
 static void handle_half_closed(void *context, trimaran_rpc_call *call, int method)
 {
+    (void)context;
     /* A watch outlives the request stream: gateways close theirs right after creation. */
-    (void)context, (void)call, (void)method;
+    if (method != METHOD_WATCH && trimaran_rpc_user(call) == NULL)
+        fail(call, TRIMARAN_ERROR_MALFORMED);
 }
 
 static void handle_closed(void *context, trimaran_rpc_call *call, int method)

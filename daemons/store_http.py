@@ -1,0 +1,105 @@
+"""What the store serves over HTTP/1.1: health, version and metrics."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from trimaran._version import ETCD_VERSION
+from trimaran.wire import etcd_pb2 as pb
+
+if TYPE_CHECKING:
+    from trimaran.daemons.store_server import Stored
+
+LEADER_ROLE = 2
+
+
+def health_reason(store: "Stored", exclude: set[str]) -> str:
+    """Return why the member is not healthy, "" where it is."""
+    for _, kind in store.member.alarms():
+        name = pb.AlarmType.Name(kind)
+        if name not in exclude:
+            return f"ALARM {name}"
+    if store.member.status()["role"] != LEADER_ROLE:
+        return "RAFT NO LEADER"
+    error = store.member.disk_error()
+    return f"DISK {os.strerror(error)}" if error else ""
+
+
+class StoreCollector:
+    """The member's figures, under the names etcd's dashboards use."""
+
+    def __init__(self, store: "Stored") -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        """Read every figure once."""
+        member = self._store.member
+        raft, counts = member.status(), member.counts()
+        network = self._store.server.counters()
+        total, in_use = member.sizes()
+        gauges = {
+            "etcd_server_has_leader": ("whether a leader is known", int(raft["leader"] != 0)),
+            "etcd_server_is_leader": ("whether this one leads", int(raft["role"] == LEADER_ROLE)),
+            "etcd_server_is_learner": ("whether this one only learns", 0),
+            "etcd_server_quota_backend_bytes": ("quota", self._store.options.quota_bytes),
+            "etcd_server_proposals_pending": (
+                "entries not yet applied",
+                raft["last_index"] - raft["applied"],
+            ),
+            "etcd_mvcc_db_total_size_in_bytes": ("size of the state file", total),
+            "etcd_mvcc_db_total_size_in_use_in_bytes": ("size of what it holds", in_use),
+            "etcd_debugging_mvcc_watch_stream_total": ("watch streams", counts["streams"]),
+            "etcd_debugging_mvcc_watcher_total": ("watchers", counts["watchers"]),
+            "etcd_debugging_mvcc_slow_watcher_total": ("watchers behind", counts["behind"]),
+            "etcd_debugging_mvcc_current_revision": ("revision", member.revision),
+            "etcd_debugging_mvcc_compact_revision": ("compacted up to", member.compact_revision),
+            "trimaran_store_connections": ("open connections", network["connections"]),
+            "trimaran_store_leases": ("granted leases", len(self._store.lessor)),
+        }
+        counters = {
+            "etcd_server_proposals_committed": ("committed entries", raft["commit"]),
+            "etcd_server_proposals_applied": ("applied entries", raft["applied"]),
+            "etcd_server_proposals_failed": ("refused operations", counts["refused"]),
+            "etcd_mvcc_put": ("puts asked for", counts["puts"]),
+            "etcd_mvcc_range": ("ranges asked for", counts["ranges"]),
+            "etcd_mvcc_delete": ("deletes asked for", counts["deletes"]),
+            "etcd_mvcc_txn": ("txns asked for", counts["txns"]),
+            "etcd_debugging_mvcc_events": ("events sent to watchers", counts["events"]),
+            "etcd_network_client_grpc_sent_bytes": ("sent", network["sent_bytes"]),
+            "etcd_network_client_grpc_received_bytes": ("received", network["received_bytes"]),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(name, text, value=value)
+        for name, (text, value) in counters.items():
+            yield CounterMetricFamily(name, text, value=value)
+
+
+def make_application(store: "Stored") -> web.Application:
+    """Build the HTTP/1.1 side of a member."""
+    registry = CollectorRegistry()
+    registry.register(StoreCollector(store))  # type: ignore[arg-type]
+    ProcessCollector(registry=registry)
+
+    async def health(request: web.Request) -> web.Response:
+        reason = health_reason(store, set(request.query.getall("exclude", [])))
+        body = json.dumps({"health": "false" if reason else "true", "reason": reason})
+        return web.Response(text=body, status=503 if reason else 200)
+
+    async def version(request: web.Request) -> web.Response:
+        cluster = ".".join(ETCD_VERSION.split(".")[:2]) + ".0"
+        body = {"etcdserver": ETCD_VERSION, "etcdcluster": cluster, "storage": cluster}
+        return web.json_response(body)
+
+    async def metrics(request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), content_type="text/plain")
+
+    application = web.Application()
+    application.router.add_get("/health", health)
+    application.router.add_get("/version", version)
+    application.router.add_get("/metrics", metrics)
+    return application

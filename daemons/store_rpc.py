@@ -1,0 +1,162 @@
+"""The store's methods that are not on the hot path: leases, members, maintenance."""
+
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from trimaran._version import ETCD_VERSION
+from trimaran.daemons.grpc_server import Call, GrpcServer
+from trimaran.errors import StatusCode, StoreError, etcd_error
+from trimaran.ext import member as engine
+from trimaran.store.lessor import MAX_TTL_S
+from trimaran.wire import etcd_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from trimaran.daemons.store_server import Stored
+
+LEADER_ROLE = 2
+
+
+def parse[T: "Message"](kind: type[T], data: bytes) -> T:
+    """Parse a request.
+
+    Raises:
+        StoreError: the bytes are no such message.
+    """
+    try:
+        return kind.FromString(data)
+    except Exception as error:
+        raise StoreError(
+            StatusCode.INTERNAL, f"grpc: error unmarshalling request: {error}"
+        ) from None
+
+
+class StoreMethods:
+    """The cold methods of one member."""
+
+    def __init__(self, store: "Stored") -> None:
+        self._store = store
+
+    def register(self, server: GrpcServer) -> None:
+        """Add every method to the server, and name the services the hot path serves."""
+        lease, cluster, maintenance = (
+            "/etcdserverpb.Lease/",
+            "/etcdserverpb.Cluster/",
+            "/etcdserverpb.Maintenance/",
+        )
+        server.add_service("etcdserverpb.KV")
+        server.add_service("etcdserverpb.Watch")
+        server.add_unary(lease + "LeaseGrant", self.lease_grant)
+        server.add_unary(lease + "LeaseRevoke", self.lease_revoke)
+        server.add_stream(lease + "LeaseKeepAlive", self.lease_keep_alive)
+        server.add_unary(lease + "LeaseTimeToLive", self.lease_time_to_live)
+        server.add_unary(lease + "LeaseLeases", self.lease_leases)
+        server.add_unary(cluster + "MemberList", self.member_list)
+        server.add_unary(maintenance + "Status", self.status)
+        server.add_unary(maintenance + "Alarm", self.alarm)
+
+    async def lease_grant(self, data: bytes, call: Call) -> bytes:
+        """Grant a lease; id 0 asks for a fresh one, and short times are raised."""
+        request = parse(pb.LeaseGrantRequest, data)
+        if request.TTL > MAX_TTL_S:
+            raise etcd_error("LEASE_TTL_TOO_LARGE")
+        lease_id = request.ID or secrets.randbits(63) or 1
+        ttl_s = max(request.TTL, self._store.minimum_ttl_s)
+        grant = pb.LeaseGrantRequest(ID=lease_id, TTL=ttl_s)
+        await self._store.propose(engine.LEASE_GRANT, grant.SerializeToString())
+        answer = pb.LeaseGrantResponse(header=self._store.header(), ID=lease_id, TTL=ttl_s)
+        return answer.SerializeToString()
+
+    async def lease_revoke(self, data: bytes, call: Call) -> bytes:
+        """Revoke a lease and delete its keys."""
+        request = parse(pb.LeaseRevokeRequest, data)
+        await self._store.propose(engine.LEASE_REVOKE, request.SerializeToString())
+        return pb.LeaseRevokeResponse(header=self._store.header()).SerializeToString()
+
+    async def lease_keep_alive(self, call: Call) -> None:
+        """Renew leases; TTL 0 answers for one that is gone."""
+        async for data in call:
+            request = parse(pb.LeaseKeepAliveRequest, data)
+            header = self._store.header()
+            ttl_s = self._store.lessor.renew(request.ID, time.monotonic())
+            answer = pb.LeaseKeepAliveResponse(header=header, ID=request.ID, TTL=ttl_s)
+            call.send(answer.SerializeToString())
+            await call.drain()
+
+    async def lease_time_to_live(self, data: bytes, call: Call) -> bytes:
+        """Tell how long a lease has left; TTL -1 answers for one that is gone."""
+        request = parse(pb.LeaseTimeToLiveRequest, data)
+        known = self._store.lessor.time_to_live(request.ID, time.monotonic())
+        answer = pb.LeaseTimeToLiveResponse(header=self._store.header(), ID=request.ID, TTL=-1)
+        if known is not None:
+            answer.TTL, answer.grantedTTL = known
+            if request.keys:
+                answer.keys.extend(self._store.member.lease_keys(request.ID))
+        return answer.SerializeToString()
+
+    async def lease_leases(self, data: bytes, call: Call) -> bytes:
+        """List the leases, the one that expires first at the head."""
+        answer = pb.LeaseLeasesResponse(header=self._store.header())
+        for lease_id in self._store.lessor.by_remaining_time():
+            answer.leases.add(ID=lease_id)
+        return answer.SerializeToString()
+
+    async def member_list(self, data: bytes, call: Call) -> bytes:
+        """List the members: this one."""
+        header = self._store.header()
+        header.revision = 0
+        answer = pb.MemberListResponse(header=header)
+        answer.members.add(
+            ID=self._store.identity.member_id,
+            name=self._store.identity.name,
+            peerURLs=self._store.identity.peer_urls,
+            clientURLs=self._store.options.advertise_client_urls,
+        )
+        return answer.SerializeToString()
+
+    def alarm_names(self) -> list[str]:
+        """Return the raised alarms as Status names them."""
+        return [
+            f"memberID:{member} alarm:{pb.AlarmType.Name(kind)} "
+            for member, kind in self._store.member.alarms()
+        ]
+
+    async def status(self, data: bytes, call: Call) -> bytes:
+        """Describe this member."""
+        raft = self._store.member.status()
+        total, in_use = self._store.member.sizes()
+        answer = pb.StatusResponse(
+            header=self._store.header(),
+            version=ETCD_VERSION,
+            dbSize=total,
+            dbSizeInUse=in_use,
+            leader=raft["leader"],
+            raftIndex=raft["commit"],
+            raftTerm=raft["term"],
+            raftAppliedIndex=raft["applied"],
+            errors=self.alarm_names(),
+            storageVersion=ETCD_VERSION,
+            dbSizeQuota=self._store.options.quota_bytes,
+            downgradeInfo=pb.DowngradeInfo(),
+        )
+        return answer.SerializeToString()
+
+    async def alarm(self, data: bytes, call: Call) -> bytes:
+        """List, raise or clear alarms; a change answers with the alarm it changed."""
+        request = parse(pb.AlarmRequest, data)
+        before = set(self._store.member.alarms())
+        if request.action == pb.AlarmRequest.GET:
+            changed = before
+        else:
+            await self._store.propose(engine.ALARM, request.SerializeToString())
+            after = set(self._store.member.alarms())
+            changed = before ^ after
+            if request.action == pb.AlarmRequest.ACTIVATE:
+                changed = after & {(request.memberID, request.alarm)}
+        answer = pb.AlarmResponse(header=self._store.header())
+        for member, kind in sorted(changed):
+            if request.alarm in (pb.NONE, kind):
+                answer.alarms.add(memberID=member, alarm=pb.AlarmType.Name(kind))
+        return answer.SerializeToString()

@@ -1,0 +1,106 @@
+"""trimaran-stored: the store daemon, which stands wherever an etcd binary stands."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+import uvloop
+
+from trimaran._version import ETCD_VERSION, VERSION
+from trimaran.daemons.sd_notify import notify
+from trimaran.daemons.store_server import Stored
+from trimaran.errors import TrimaranError
+from trimaran.store.options import FLAGS, StoreOptions, read_options, unknown_variables
+
+__all__ = ["Stored", "main"]
+
+LOG = logging.getLogger("trimaran.store")
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def usage() -> str:
+    """Return the help text."""
+    width = max(len(flag.name) for flag in FLAGS) + 4
+    rows = [f"  --{flag.name:<{width}}{flag.help}" for flag in FLAGS]
+    return "\n".join(
+        [
+            "usage: trimaran-stored [--FLAG VALUE ...]",
+            "",
+            "A replicated key-value store that speaks etcd's v3 protocol. Flags are etcd's own; each",
+            "may be given as an environment variable instead, --data-dir as ETCD_DATA_DIR.",
+            "",
+            "examples:",
+            "  trimaran-stored --data-dir /var/lib/trimaran/store",
+            "  trimaran-stored --listen-client-urls http://0.0.0.0:2379 \\",
+            "      --advertise-client-urls http://10.0.0.1:2379",
+            "",
+            "flags:",
+            *rows,
+            f"  --{'version':<{width}}print the version",
+        ]
+    )
+
+
+def version() -> str:
+    """Return what --version prints: etcd's shape first, for scripts that look for it."""
+    release = os.uname()
+    return "\n".join(
+        [
+            f"etcd Version: {ETCD_VERSION}",
+            f"Trimaran Version: {VERSION}",
+            f"Python Version: {sys.version.split()[0]}",
+            f"OS/Arch: {release.sysname.lower()}/{release.machine}",
+        ]
+    )
+
+
+async def run(options: StoreOptions) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        TrimaranError: the store could not be started.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store = Stored(options)
+    await store.start()
+    notify("READY=1")
+    await stop.wait()
+    notify("STOPPING=1")
+    await store.stop()
+
+
+def main() -> None:
+    """Run the daemon; exits with 1 where it cannot start, 2 for a wrong command line."""
+    arguments = sys.argv[1:]
+    if any(word in ("-h", "-help", "--help") for word in arguments):
+        print(usage())
+        return
+    if any(word in ("-version", "--version") for word in arguments):
+        print(version())
+        return
+    try:
+        options = read_options(arguments, os.environ)
+    except TrimaranError as error:
+        print(f"trimaran-stored: {error}", file=sys.stderr)
+        sys.exit(2)
+    logging.basicConfig(
+        level=_LEVELS.get(options.log_level, logging.CRITICAL),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for name in unknown_variables(os.environ):
+        LOG.warning("unknown environment variable %s is ignored", name)
+    try:
+        uvloop.run(run(options))
+    except TrimaranError as error:
+        print(f"trimaran-stored: {error}", file=sys.stderr)
+        sys.exit(1)
