@@ -188,7 +188,7 @@ class GrpcServer:
     def flush_soon(self) -> None:
         """Write what is queued, once the callbacks that are due have run."""
         if self._flush_handle is None and not self._closed:
-            self._flush_handle = self._loop.call_soon(self._flush)
+            self._flush_handle = self._loop.call_soon(self.flush)
 
     def counters(self) -> dict[str, int]:
         """Return the engine's counters, by the names of `trimaran_rpc_counters`."""
@@ -225,7 +225,7 @@ class GrpcServer:
             self._deliver(*event)
         if self.before_flush is not None:
             self.before_flush()
-        self._flush()
+        self.flush()
         if more:
             self._loop.call_soon(self._turn_again)
 
@@ -233,7 +233,8 @@ class GrpcServer:
         if not self._closed:
             self._turn()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what is queued now."""
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
@@ -250,7 +251,7 @@ class GrpcServer:
         error = self._engine.counters()["accept_error"]
         if error != 0:
             LOG.warning("cannot accept connections for now: %s", OSError(-error, "accept"))
-        self._flush()
+        self.flush()
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
 
     def _deliver(self, kind: int, subject: object, extra: object) -> None:

@@ -82,18 +82,19 @@ class StoreCollector:
 def make_application(store: "Stored") -> web.Application:
     """Build the HTTP/1.1 side of a member."""
     registry = CollectorRegistry()
-    registry.register(StoreCollector(store))  # type: ignore[arg-type]
+    registry.register(StoreCollector(store))
     ProcessCollector(registry=registry)
 
     async def health(request: web.Request) -> web.Response:
         reason = health_reason(store, set(request.query.getall("exclude", [])))
-        body = json.dumps({"health": "false" if reason else "true", "reason": reason})
+        answer = {"health": "false" if reason else "true", "reason": reason}
+        body = json.dumps(answer, separators=(",", ":"))
         return web.Response(text=body, status=503 if reason else 200)
 
     async def version(request: web.Request) -> web.Response:
         cluster = ".".join(ETCD_VERSION.split(".")[:2]) + ".0"
         body = {"etcdserver": ETCD_VERSION, "etcdcluster": cluster, "storage": cluster}
-        return web.json_response(body)
+        return web.Response(text=json.dumps(body, separators=(",", ":")))
 
     async def metrics(request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), content_type="text/plain")

@@ -2,7 +2,9 @@
 
 import secrets
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from trimaran._version import ETCD_VERSION
 from trimaran.daemons.grpc_server import Call, GrpcServer
@@ -12,14 +14,12 @@ from trimaran.store.lessor import MAX_TTL_S
 from trimaran.wire import etcd_pb2 as pb
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from trimaran.daemons.store_server import Stored
 
-LEADER_ROLE = 2
+Request = TypeVar("Request", bound=Message)
 
 
-def parse[T: "Message"](kind: type[T], data: bytes) -> T:
+def parse(kind: type[Request], data: bytes) -> Request:
     """Parse a request.
 
     Raises:
@@ -27,7 +27,7 @@ def parse[T: "Message"](kind: type[T], data: bytes) -> T:
     """
     try:
         return kind.FromString(data)
-    except Exception as error:
+    except DecodeError as error:
         raise StoreError(
             StatusCode.INTERNAL, f"grpc: error unmarshalling request: {error}"
         ) from None

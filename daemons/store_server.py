@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ from trimaran.daemons.data_directory import Identity, open_data_directory
 from trimaran.daemons.grpc_server import GrpcServer
 from trimaran.daemons.store_http import make_application
 from trimaran.daemons.store_rpc import StoreMethods
-from trimaran.errors import ETCD_ERRORS, ConfigError, etcd_error
+from trimaran.errors import ETCD_ERRORS, ConfigError, StoreError, etcd_error
 from trimaran.ext import member as engine
 from trimaran.store.lessor import Lessor, minimum_ttl_s
 from trimaran.store.logpolicy import log_compaction_target
@@ -123,6 +124,7 @@ class Stored:
         self._seal_timer: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None
         self._log_cut: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._disk_error = 0
 
@@ -244,9 +246,8 @@ class Stored:
             raft_term=self.member.status()["term"],
         )
 
-    def _every(self, interval_s: float, action: "object") -> None:
+    def _every(self, interval_s: float, action: Callable[[], None]) -> None:
         """Call action at a fixed pace until stop."""
-        assert callable(action)
         slot = len(self._timers)
 
         def run() -> None:
@@ -256,8 +257,6 @@ class Stored:
         self._timers.append(self._loop.call_later(interval_s, run))
 
     def _turn(self) -> None:
-        if self._stopping and self.member.pending_bytes == 0 and not self._waiting:
-            pass
         if self.member.turn():
             self._turn_soon()
         results = self.member.results()
@@ -328,21 +327,26 @@ class Stored:
     def _expire_leases(self) -> None:
         now = time.monotonic()
         for lease_id in self.lessor.expired(now, LEASES_A_CHECK):
-            asyncio.ensure_future(self._revoke_expired(lease_id))
+            self._background(self._revoke_expired(lease_id))
         if self.member.take_no_space():
             LOG.error(
                 "the quota of %d bytes is used up: writes are refused until data is deleted and "
                 "compacted and the alarm disarmed",
                 self.options.quota_bytes,
             )
-            asyncio.ensure_future(self._raise_no_space())
+            self._background(self._raise_no_space())
         self._report_disk()
+
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _revoke_expired(self, lease_id: int) -> None:
         try:
             request = pb.LeaseRevokeRequest(ID=lease_id)
             await self.propose(engine.LEASE_REVOKE, request.SerializeToString())
-        except Exception as error:
+        except StoreError as error:
             if not self._stopping:
                 LOG.warning("expired lease %x is not revoked yet: %s", lease_id, error)
             self.lessor.retry(lease_id, time.monotonic())

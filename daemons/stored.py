@@ -33,8 +33,8 @@ def usage() -> str:
         [
             "usage: trimaran-stored [--FLAG VALUE ...]",
             "",
-            "A replicated key-value store that speaks etcd's v3 protocol. Flags are etcd's own; each",
-            "may be given as an environment variable instead, --data-dir as ETCD_DATA_DIR.",
+            "A replicated key-value store that speaks etcd's v3 protocol. Flags are etcd's own;",
+            "each may come from the environment instead, --data-dir as ETCD_DATA_DIR.",
             "",
             "examples:",
             "  trimaran-stored --data-dir /var/lib/trimaran/store",

@@ -70,7 +70,9 @@ FLAGS: Final = (
     ),
     Flag("initial-cluster", "initial_cluster", "cluster", "NAME=URL,... of the first members"),
     Flag("initial-cluster-state", "initial_cluster_state", "state", "new or existing"),
-    Flag("initial-cluster-token", "initial_cluster_token", "text", "token that sets clusters apart"),
+    Flag(
+        "initial-cluster-token", "initial_cluster_token", "text", "token that sets clusters apart"
+    ),
     Flag("heartbeat-interval", "heartbeat_interval_ms", "number", "milliseconds of one tick"),
     Flag("election-timeout", "election_timeout_ms", "number", "milliseconds until an election"),
     Flag("snapshot-count", "snapshot_count", "number", "entries until the log is cut"),
@@ -241,7 +243,9 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> St
                 f"--{flag.name} is given and {flag.environment} is set: unset one of them"
             )
         texts[flag.name] = text
-    values = {flag.field: parse_value(flag, texts[flag.name]) for flag in FLAGS if flag.name in texts}
+    values = {
+        flag.field: parse_value(flag, texts[flag.name]) for flag in FLAGS if flag.name in texts
+    }
     if "listen_client_urls" in values and "advertise_client_urls" not in values:
         raise ConfigError("--advertise-client-urls is required when --listen-client-urls is given")
     return complete(values)
