@@ -104,3 +104,7 @@ def main() -> None:
     except TrimaranError as error:
         print(f"trimaran-stored: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
