@@ -262,9 +262,11 @@ class Case:
         for target, stream, count in zip(self.targets, streams, counts, strict=True):
             if not await stream.wait_answers(count + 1):
                 return self.label(f"no answer of {target.server.kind} to {request}")
-        for watch_id in streams[0].live() - live:
-            start = request.create_request.start_revision
-            self.state.watchers[step.stream][watch_id] = start
+        known, now = self.state.watchers[step.stream], streams[0].live()
+        start = request.create_request.start_revision
+        known.update(dict.fromkeys(now - live, start))
+        for watch_id in known.keys() - now:
+            del known[watch_id]
         return ""
 
     def forget_cancelled(self, stream: int) -> None:
