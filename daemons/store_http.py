@@ -15,8 +15,6 @@ from trimaran.wire import etcd_pb2 as pb
 if TYPE_CHECKING:
     from trimaran.daemons.store_server import Stored
 
-LEADER_ROLE = 2
-
 
 def health_reason(store: "Stored", exclude: set[str]) -> str:
     """Return why the member is not healthy, "" where it is."""
@@ -24,7 +22,7 @@ def health_reason(store: "Stored", exclude: set[str]) -> str:
         name = pb.AlarmType.Name(kind)
         if name not in exclude:
             return f"ALARM {name}"
-    if store.member.status()["role"] != LEADER_ROLE:
+    if store.member.status()["leader"] == 0:
         return "RAFT NO LEADER"
     error = store.member.disk_error()
     return f"DISK {os.strerror(error)}" if error else ""
@@ -44,7 +42,7 @@ class StoreCollector:
         total, in_use = member.sizes()
         gauges = {
             "etcd_server_has_leader": ("whether a leader is known", int(raft["leader"] != 0)),
-            "etcd_server_is_leader": ("whether this one leads", int(raft["role"] == LEADER_ROLE)),
+            "etcd_server_is_leader": ("whether this one leads", int(raft["leader"] == raft["id"])),
             "etcd_server_is_learner": ("whether this one only learns", 0),
             "etcd_server_quota_backend_bytes": ("quota", self._store.options.quota_bytes),
             "etcd_server_proposals_pending": (

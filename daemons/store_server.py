@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
+import select
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -24,6 +25,8 @@ from trimaran.store.options import StoreOptions
 from trimaran.wire import etcd_pb2 as pb
 
 LOG = logging.getLogger("trimaran.store")
+LEADER_ROLE = 2
+LOG_WAIT_S = 0.05  # a safety net: the log's descriptor tells
 SEAL_INTERVAL_S = 0.1
 SEAL_BYTES = 64 * 1024**2
 LEASE_CHECK_S = 0.5
@@ -60,21 +63,46 @@ def open_member(options: StoreOptions) -> tuple[engine.Member, Identity]:
     """
     directory = open_data_directory(options)
     identity = directory.identity
-    member = engine.Member(
-        MemberOptions(
-            log_directory=str(directory.log),
-            state_directory=str(directory.state),
-            cluster_id=identity.cluster_id,
-            member_id=identity.member_id,
-            election_ticks=options.election_timeout_ms // options.heartbeat_interval_ms,
-            max_txn_ops=options.max_txn_ops,
-            max_request_bytes=options.max_request_bytes,
-            quota_bytes=options.quota_bytes,
-            hash_seed=secrets.randbits(63),
-            seed=secrets.randbits(63),
-        )
+    engine_options = MemberOptions(
+        log_directory=str(directory.log),
+        state_directory=str(directory.state),
+        cluster_id=identity.cluster_id,
+        member_id=identity.member_id,
+        election_ticks=options.election_timeout_ms // options.heartbeat_interval_ms,
+        max_txn_ops=options.max_txn_ops,
+        max_request_bytes=options.max_request_bytes,
+        quota_bytes=options.quota_bytes,
+        hash_seed=secrets.randbits(63),
+        seed=secrets.randbits(63),
     )
+    member = engine.Member(engine_options)
+    try:
+        lead(member)
+    except BaseException:
+        member.close()
+        raise
     return member, identity
+
+
+def lead(member: engine.Member) -> None:
+    """Make the only voter leader and let it replay its log.
+
+    Raises:
+        ConfigError: the disk has no room for the entry that begins the term.
+    """
+    member.campaign()
+    with select.epoll() as poll:
+        poll.register(member.log_fd, select.EPOLLIN)
+        while member.turn() or not caught_up(member.status()):
+            if member.disk_error() != 0:
+                raise ConfigError(f"cannot write the log: {os.strerror(member.disk_error())}")
+            poll.poll(LOG_WAIT_S)
+    member.results()
+
+
+def caught_up(status: dict[str, int]) -> bool:
+    """Tell whether a member leads and has applied all that its log holds."""
+    return status["role"] == LEADER_ROLE and status["applied"] == status["last_index"]
 
 
 def bind(url: str) -> list[socket.socket]:
@@ -151,7 +179,8 @@ class Stored:
             for listening in sockets:
                 listening.close()
             raise
-        self._lead()
+        extend_s = self.options.election_timeout_ms / 1000
+        self.lessor.restore(self.member.leases(), time.monotonic(), extend_s)
         await self._serve(sockets)
         LOG.info(
             "serving clients on %s: member %x of cluster %x, revision %d",
@@ -160,19 +189,6 @@ class Stored:
             self.identity.cluster_id,
             self.member.revision,
         )
-
-    def _lead(self) -> None:
-        """Replay the log and become the leader of the group of one."""
-        self.member.campaign()
-        while self.member.status()["role"] != 2 or self.member.turn():
-            os.sched_yield()
-        status = self.member.status()
-        while status["applied"] < status["last_index"]:
-            self.member.turn()
-            status = self.member.status()
-        self.member.results()
-        extend_s = self.options.election_timeout_ms / 1000
-        self.lessor.restore(self.member.leases(), time.monotonic(), extend_s)
 
     async def _serve(self, sockets: list[socket.socket]) -> None:
         self.server = GrpcServer(

@@ -81,7 +81,7 @@ class Member:
     def submit(self, kind: int, request: bytes, token: int) -> None:
         """Propose an operation with the next turn; its outcome comes from `results`."""
 
-    def results(self) -> "list[tuple[int, int, int, int, int, int]] | tuple[()]":
+    def results(self) -> list[tuple[int, int, int, int, int, int]] | tuple[()]:
         """Take outcomes: (token, kind, error, revision, lease, ttl_s).
 
         Token 0 is an operation of somebody else that concerns a lease; error is 0 or the place of
