@@ -53,19 +53,39 @@ static int replay(void *context, const uint8_t *payload, size_t size)
     return 0;
 }
 
+/* A directory just made must not vanish with a power cut. */
+static int flush_parent(int directory_fd)
+{
+    int parent = openat(directory_fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int error;
+
+    if (parent < 0)
+        return -errno;
+    error = fsync(parent) != 0 ? -errno : 0;
+    close(parent);
+    return error;
+}
+
 static int open_directory(const char *directory, trimaran_raftlog *log)
 {
-    if (mkdir(directory, 0700) != 0 && errno != EEXIST)
+    int made = mkdir(directory, 0700) == 0;
+
+    if (!made && errno != EEXIST)
         return refuse(-errno, "cannot create %s: %s", directory, strerror(errno));
     log->directory_fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (log->directory_fd < 0)
         return refuse(-errno, "cannot open directory %s: %s", directory, strerror(errno));
-    if (flock(log->directory_fd, LOCK_EX | LOCK_NB) != 0)
-        return refuse(-errno,
-                      errno == EWOULDBLOCK ? "%s is in use by another process; stop that one, or "
-                                             "choose another directory"
-                                           : "cannot lock %s",
-                      directory);
+    if (made && flush_parent(log->directory_fd) != 0)
+        return refuse(-EIO, "cannot flush the directory above %s", directory);
+    if (flock(log->directory_fd, LOCK_EX | LOCK_NB) != 0) {
+        int error = errno;
+        if (error == EWOULDBLOCK)
+            return refuse(-error,
+                          "%s is in use by another process; stop that one, or choose another "
+                          "directory",
+                          directory);
+        return refuse(-error, "cannot lock %s: %s", directory, strerror(error));
+    }
     return 0;
 }
 
