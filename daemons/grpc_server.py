@@ -96,12 +96,15 @@ class Call:
         else:
             if self._drained is not None:
                 self._drained.set()
-            if kind == rpc.CLOSED and self.task is not None:
-                self.task.cancel()
+            if kind == rpc.CLOSED:
+                self._engine_call.owner = None
+                if self.task is not None:
+                    self.task.cancel()
 
     def finish(self, code: StatusCode, message: str = "") -> None:
         """End the call with a status."""
         self._engine_call.finish(int(code), message)
+        self._engine_call.owner = None  # or the two would keep each other alive
         self._server.flush_soon()
 
 
@@ -190,6 +193,21 @@ class GrpcServer:
         if self._flush_handle is None and not self._closed:
             self._flush_handle = self._loop.call_soon(self.flush)
 
+    def flush(self) -> None:
+        """Write what is queued, now: for one who has just queued many replies outside a turn."""
+        if self._closed:
+            return
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        if self._engine.flush():
+            self.flush_soon()
+        if self._engine.pending:
+            for event in self._engine.events():
+                self._deliver(*event)
+        if self._all_gone is not None and self._engine.counters()["connections"] == 0:
+            self._all_gone.set()
+
     def counters(self) -> dict[str, int]:
         """Return the engine's counters, by the names of `trimaran_rpc_counters`."""
         return self._engine.counters()
@@ -221,8 +239,9 @@ class GrpcServer:
     def _turn(self) -> None:
         """One turn: read and dispatch, let the owner act on the batch, write."""
         more = self._engine.poll()
-        for event in self._engine.events():
-            self._deliver(*event)
+        if self._engine.pending:
+            for event in self._engine.events():
+                self._deliver(*event)
         if self.before_flush is not None:
             self.before_flush()
         self.flush()
@@ -232,19 +251,6 @@ class GrpcServer:
     def _turn_again(self) -> None:
         if not self._closed:
             self._turn()
-
-    def flush(self) -> None:
-        """Write what is queued now."""
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
-        more = self._engine.flush()
-        for event in self._engine.events():
-            self._deliver(*event)
-        if more:
-            self.flush_soon()
-        if self._all_gone is not None and self._engine.counters()["connections"] == 0:
-            self._all_gone.set()
 
     def _tick(self) -> None:
         self._engine.tick()

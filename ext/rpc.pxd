@@ -73,6 +73,7 @@ cdef extern from "rpc.h" nogil:
         trimaran_rpc_connection *connection
         uint8_t *data
         size_t size
+    int trimaran_rpc_pending(const trimaran_rpc_server *server)
     int trimaran_rpc_next_event(trimaran_rpc_server *server, trimaran_rpc_event *event)
     void trimaran_rpc_release(trimaran_rpc_call *call)
     void trimaran_rpc_consumed(trimaran_rpc_call *call, size_t size)

@@ -39,6 +39,10 @@ class RpcServer:
     def flush(self) -> bool:
         """Write what is queued; returns whether more could be written at once."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether `events` has something to give."""
+
     def tick(self) -> None:
         """Do time-outs and keepalive; call it about every second."""
 

@@ -79,6 +79,10 @@ cdef class RpcServer:
             more = trimaran_rpc_flush(server)
         return more != 0
 
+    @property
+    def pending(self):
+        return trimaran_rpc_pending(self.alive()) != 0
+
     def tick(self):
         trimaran_rpc_tick(self.alive())
 

@@ -132,6 +132,8 @@ typedef struct trimaran_rpc_event {
     uint8_t *data; /* the taker's own, to be freed */
     size_t size;
 } trimaran_rpc_event;
+/* Tell whether there is an event to take. */
+int trimaran_rpc_pending(const trimaran_rpc_server *server);
 /* Take the oldest event; returns 1, or 0 where there is none. */
 int trimaran_rpc_next_event(trimaran_rpc_server *server, trimaran_rpc_event *event);
 

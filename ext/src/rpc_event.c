@@ -27,6 +27,10 @@ trimaran_rpc_event *trimaran_rpc_push_event(trimaran_rpc_server *server,
     return event;
 }
 
+int trimaran_rpc_pending(const trimaran_rpc_server *server) {
+    return server->event_count > 0;
+}
+
 int trimaran_rpc_next_event(trimaran_rpc_server *server, trimaran_rpc_event *event) {
     if (server->event_count == 0) {
         return 0;

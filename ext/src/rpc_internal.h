@@ -23,6 +23,8 @@ enum {
     PATHS = 64,
     CONTROL_BURST = 10000,      /* frames that carry nothing, at once */
     CONTROL_RATE_PER_S = 1000,  /* and in the long run */
+    RESET_BURST = 10000,        /* calls a client cancels */
+    RESET_RATE_PER_S = 1000,
 };
 
 enum { MEMORY_CLASSES = 7, MEMORY_SMALL_MAX = 2048 }; /* 32 bytes to 2048, by powers of two */

@@ -206,6 +206,7 @@ int trimaran_rpc_session_setup(trimaran_rpc_server *server) {
     nghttp2_option_set_no_auto_window_update(server->option, 1);
     nghttp2_option_set_no_closed_streams(server->option, 1);
     nghttp2_option_set_no_http_messaging(server->option, 1); /* rpc_headers.c does it */
+    nghttp2_option_set_stream_reset_rate_limit(server->option, RESET_BURST, RESET_RATE_PER_S);
     nghttp2_option_set_max_send_header_block_length(server->option, 256 * 1024);
     return 0;
 }
