@@ -1,0 +1,361 @@
+"""`trimaran up`: every daemon of a host in one process, on one event loop.
+
+The parts start one after the other, each only when those it needs are ready, and stop in reverse.
+If one cannot start, those before it are stopped again and the command ends with its error.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+import click
+
+from trimaran.daemons.cli_context import (
+    EXIT_INTERRUPTED,
+    HOST_ENDPOINTS_FILE,
+    run_loop,
+)
+from trimaran.daemons.sd_notify import notify
+from trimaran.daemons.up_options import (
+    DEFAULT_DATA_DIR,
+    DEFAULT_NETWORK,
+    DEFAULT_PORT,
+    UpOptions,
+    choose_advertise,
+    choose_listen,
+    is_any,
+    is_loopback,
+    normal_url,
+    url_host,
+)
+from trimaran.errors import TrimaranError
+
+STOP_TIMEOUT_S: Final = 20.0
+UNIT_FILE: Final = Path(__file__).parent / "units/trimaran.service"
+
+
+class PartFailedError(TrimaranError):
+    """A part of the host ended by itself."""
+
+
+class Part(Protocol):
+    """One daemon of the host."""
+
+    name: str
+
+    async def start(self) -> str:
+        """Start; return a line about what there is now. Where it raises, nothing is left."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop cleanly."""
+        ...
+
+    async def wait_failed(self) -> None:
+        """Return when the part has ended by itself, or raise its error."""
+        ...
+
+
+class Reporter:
+    """Says on the terminal, and to systemd, how far the host has come.
+
+    On a terminal there is a spinner for what is going on; elsewhere, one plain line a step.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def step(self, doing: str) -> Iterator[None]:
+        """Show what is being done for as long as the block takes."""
+        notify(f"STATUS={doing}")
+        if self._console.is_terminal:
+            with self._console.status(doing):
+                yield
+        else:
+            yield
+
+    def say(self, name: str, text: str, seconds: float | None = None) -> None:
+        """Print one line about a part."""
+        from rich.text import Text
+
+        took = f"  ({seconds:.2f} s)" if seconds is not None else ""
+        if self._console.is_terminal:
+            line = Text.assemble((f"{name:>8}  ", "bold cyan"), text, (took, "dim"))
+            self._console.print(line)
+        else:
+            print(f"{name}: {text}{took}", flush=True)
+
+
+class StopSignals:
+    """SIGINT, SIGTERM and SIGHUP: the first asks for a clean stop, the second ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._receive)
+
+    def _receive(self) -> None:
+        if self.asked.is_set():
+            # Acknowledged writes are on disk already, so there is nothing to lose but manners.
+            print("trimaran: ended without stopping its parts", file=sys.stderr, flush=True)
+            os._exit(EXIT_INTERRUPTED)
+        self.asked.set()
+
+
+async def run_host(options: UpOptions) -> int:
+    """Run the parts of a host until a signal, or until one fails.
+
+    Returns:
+        the exit code: 0 after a clean stop, 130 where the signal came before all was up.
+
+    Raises:
+        TrimaranError: a part did not start, or ended by itself; the others have been stopped.
+    """
+    from trimaran.daemons.up_parts import check_host
+
+    check_host(options)
+    reporter = Reporter()
+    signals = StopSignals()
+    running: list[Part] = []
+    try:
+        for part in make_parts(options):
+            if not await start_part(part, reporter, signals):
+                return EXIT_INTERRUPTED
+            running.append(part)
+        publish_endpoints(options)
+        notify("READY=1", "STATUS=running")
+        tell_what_next(options, reporter)
+        await wait_for_end(running, signals)
+        return 0
+    finally:
+        notify("STOPPING=1")
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            HOST_ENDPOINTS_FILE.unlink()
+        await stop_parts(running, reporter)
+
+
+async def start_part(part: Part, reporter: Reporter, signals: StopSignals) -> bool:
+    """Start one part; return False where a signal came first and the start was undone."""
+    begun = time.monotonic()
+    with reporter.step(f"starting {part.name}"):
+        starting = asyncio.ensure_future(part.start())
+        asked = asyncio.ensure_future(signals.asked.wait())
+        try:
+            await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting])
+            if starting.cancelled() or starting.exception():
+                return False
+    reporter.say(part.name, starting.result(), time.monotonic() - begun)
+    return True
+
+
+async def wait_for_end(running: list[Part], signals: StopSignals) -> None:
+    """Return when a signal asks for it; raise when a part ends by itself."""
+    waits = {asyncio.ensure_future(part.wait_failed()): part for part in running}
+    asked = asyncio.ensure_future(signals.asked.wait())
+    try:
+        done, _ = await asyncio.wait([asked, *waits], return_when=asyncio.FIRST_COMPLETED)
+        for wait in done - {asked}:
+            name = waits[wait].name  # type: ignore[index]
+            error = wait.exception()
+            why = f": {error}" if error else ""
+            raise PartFailedError(f"{name} ended by itself{why}") from error
+    finally:
+        for task in [asked, *waits]:
+            task.cancel()
+        await asyncio.gather(asked, *waits, return_exceptions=True)
+
+
+async def stop_parts(running: list[Part], reporter: Reporter) -> None:
+    """Stop the parts in reverse; one that does not stop in time does not hold up the rest."""
+    while running:
+        part = running.pop()
+        with reporter.step(f"stopping {part.name}"):
+            try:
+                await asyncio.wait_for(part.stop(), STOP_TIMEOUT_S)
+            except TimeoutError:
+                reporter.say(part.name, f"did not stop within {STOP_TIMEOUT_S:g} s")
+                continue
+        reporter.say(part.name, "stopped")
+
+
+def make_parts(options: UpOptions) -> list[Part]:
+    """The parts this host runs, in the order they start."""
+    from trimaran.daemons import up_parts
+
+    parts: list[Part] = [up_parts.DataDirPart(options)]
+    parts.append(
+        up_parts.StorePart(options) if options.embedded else up_parts.RemoteStorePart(options)
+    )
+    if options.net:
+        parts.append(up_parts.NetPart(options))
+    if options.fleet:
+        parts.append(up_parts.FleetPart(options))
+    return parts
+
+
+def publish_endpoints(options: UpOptions) -> None:
+    """Leave the store's address where every `trimaran` command of this host looks for it."""
+    try:
+        HOST_ENDPOINTS_FILE.parent.mkdir(parents=True, exist_ok=True)
+        HOST_ENDPOINTS_FILE.write_text(",".join(options.store_urls) + "\n")
+    except PermissionError:
+        return  # without root the commands of this host need --endpoints; nothing else changes
+
+
+def tell_what_next(options: UpOptions, reporter: Reporter) -> None:
+    """Say how to go on from here."""
+    reporter.say("ready", f"{options.name} is up; stop it with Ctrl-C")
+    if not options.embedded:
+        return
+    open_to = [address for address in options.listen if not is_loopback(address)]
+    if open_to:
+        address = options.advertise if is_any(open_to[0]) else open_to[0]
+        url = f"http://{url_host(address)}:{options.port}"
+        reporter.say("next", f"on every further host: trimaran up --join {url}")
+    else:
+        reporter.say(
+            "next",
+            "the store listens on this host alone; to let others join: "
+            f"trimaran up --listen {options.advertise}",
+        )
+
+
+def print_unit(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print the service that runs this call, for /etc/systemd/system/trimaran.service."""
+    if not value or context.resilient_parsing:
+        return
+    program = Path(sys.argv[0]).resolve()
+    words = [word for word in sys.argv[1:] if word != "--print-unit"]
+    command = shlex.join([str(program), *words]).replace("%", "%%")
+    lines = UNIT_FILE.read_text().splitlines()[1:]
+    for line in lines:
+        click.echo(f"ExecStart={command}" if line.startswith("ExecStart=") else line)
+    context.exit()
+
+
+EPILOG: Final = """\b
+Examples:
+  trimaran up --listen 10.0.0.1            first host, open to others
+  trimaran up --join 10.0.0.1              every further host
+  trimaran up --endpoints http://etcd:2379 use an etcd that is there already
+
+\b
+As a service:
+  trimaran up --join 10.0.0.1 --print-unit > /etc/systemd/system/trimaran.service
+  systemctl enable --now trimaran
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--name", default=socket.gethostname, show_default="host name", help="Host's name.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    help="Where the store keeps its data.",
+)
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Address the store listens on besides loopback; may be repeated. The store does not "
+    "ask who is calling: open it only to networks whose hosts you trust.  [default: loopback]",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True)
+@click.option("--advertise", metavar="ADDRESS", help="Address at which others reach this host.")
+@click.option("--join", metavar="HOST[:PORT]", help="Use the store of that Trimaran host.")
+@click.option("--endpoints", metavar="URL[,URL...]", help="Use this etcd instead of a store here.")
+@click.option(
+    "--join-timeout",
+    "join_timeout_s",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a store elsewhere.",
+)
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="What units may ask for.")
+@click.option("--fleet/--no-fleet", default=True, help="Run units here.")
+@click.option("--net/--no-net", default=True, help="Take part in the overlay network.")
+@click.option("--network", default=DEFAULT_NETWORK, show_default=True, help="Range of the overlay.")
+@click.option(
+    "--backend",
+    type=click.Choice(["vxlan", "udp"]),
+    default="vxlan",
+    show_default=True,
+    help="How packets travel between hosts. It and --network are written to the store only where "
+    "no configuration is there yet.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    help="What the daemons write to standard error.",
+)
+@click.option(
+    "--print-unit",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_unit,
+    help="Print a systemd service that runs this command line, and exit.",
+)
+@click.pass_context
+def up(
+    context: click.Context,
+    /,
+    listen: tuple[str, ...],
+    advertise: str | None,
+    join: str | None,
+    endpoints: str | None,
+    metadata: tuple[str, ...],
+    log_level: str,
+    **others: object,
+) -> int:
+    """Bring this machine up as a Trimaran host: store, network and fleet in one process.
+
+    Runs until Ctrl-C or SIGTERM. Units of the fleet go on running when it stops.
+    """
+    from trimaran.daemons.fleetd import parse_metadata
+
+    if join and endpoints:
+        raise click.UsageError("give --join or --endpoints, not both")
+    if (join or endpoints) and listen:
+        raise click.UsageError("--listen is for a host with its own store; leave it out")
+    urls = tuple(normal_url(part) for part in (endpoints or "").split(",") if part.strip())
+    joined = normal_url(join) if join else None
+    addresses = choose_listen(listen)
+    store = joined or (urls[0] if urls else None)
+    options = UpOptions(
+        listen=addresses,
+        advertise=choose_advertise(advertise, addresses, store),
+        join=joined,
+        endpoints=urls,
+        metadata=parse_metadata(",".join(metadata)),
+        **others,  # type: ignore[arg-type]
+    )
+    logging.basicConfig(
+        level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    code = run_loop(lambda: run_host(options))
+    context.exit(code)

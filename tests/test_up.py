@@ -1,0 +1,333 @@
+"""`trimaran up`: options, one failing part, signals, and a whole host on real systemd."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import HostStarter
+from etcd_server import free_port
+from hosts import Host, HostError, why_not
+from trimaran.daemons import up
+from trimaran.daemons.up_options import choose_advertise, choose_listen, normal_url
+from trimaran.errors import ConfigError
+
+TRIMARAN = str(Path(sys.executable).parent / "trimaran")
+UNITS = sorted(path.name for path in up.UNIT_FILE.parent.glob("*.service"))
+TIMEOUT_S = 60
+
+# `up` leaves notes in /run; these tests must not touch the machine's.
+OWN_RUN = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run && exec "$@"', "sh"]
+if os.geteuid() != 0:
+    OWN_RUN = []
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("10.0.0.1", "http://10.0.0.1:2379"),
+        ("10.0.0.1:99", "http://10.0.0.1:99"),
+        ("https://store", "https://store:2379"),
+        ("http://[fd00::1]:5", "http://[fd00::1]:5"),
+    ],
+)
+def test_a_host_to_join_is_completed_to_a_url(text: str, url: str) -> None:
+    assert normal_url(text) == url
+
+
+@pytest.mark.parametrize("text", ["", "ftp://x", "http://:1", "http://x:0", "http://x:70000"])
+def test_what_names_no_store_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="names no store"):
+        normal_url(text)
+
+
+def test_the_store_always_listens_where_its_own_host_looks() -> None:
+    assert choose_listen(()) == ("127.0.0.1",)
+    assert choose_listen(("10.0.0.1",)) == ("127.0.0.1", "10.0.0.1")
+    assert choose_listen(("0.0.0.0",)) == ("0.0.0.0",)
+    assert choose_listen(("127.0.0.2",)) == ("127.0.0.2",)
+    with pytest.raises(ConfigError, match="not an IP address"):
+        choose_listen(("eth0",))
+
+
+def test_the_advertised_address_is_the_one_others_reach() -> None:
+    assert choose_advertise("10.0.0.9", ("127.0.0.1",), None) == "10.0.0.9"
+    assert choose_advertise(None, ("127.0.0.1", "10.0.0.1"), None) == "10.0.0.1"
+    assert choose_advertise(None, ("127.0.0.1",), "http://127.0.0.1:2379") == "127.0.0.1"
+    with pytest.raises(ConfigError, match="not an IP address"):
+        choose_advertise("here", (), None)
+
+
+class FakePart:
+    """A part that writes down what is asked of it."""
+
+    def __init__(self, name: str, calls: list[str], start_error: Exception | None = None) -> None:
+        self.name = name
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls = calls
+        self._start_error = start_error
+
+    async def start(self) -> str:
+        self._calls.append(f"start {self.name}")
+        if self._start_error:
+            raise self._start_error
+        return "there"
+
+    async def stop(self) -> None:
+        self._calls.append(f"stop {self.name}")
+
+    async def wait_failed(self) -> None:
+        await asyncio.shield(self.failure)
+
+
+def run_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start_error: bool, fail_later: bool
+) -> list[str]:
+    """Run two fake parts and return the calls they got."""
+    calls: list[str] = []
+
+    async def run() -> None:
+        error = ConfigError("no second") if start_error else None
+        parts = [FakePart("first", calls), FakePart("second", calls, error)]
+        monkeypatch.setattr(up, "make_parts", lambda options: parts)
+        if fail_later:
+            parts[0].failure.set_exception(ConfigError("first broke"))
+        await up.run_host(options)
+
+    options = up.UpOptions(
+        name="here",
+        data_dir=tmp_path,
+        listen=("127.0.0.1",),
+        port=1,
+        advertise="127.0.0.1",
+        join=None,
+        endpoints=(),
+        join_timeout_s=1,
+        metadata={},
+        fleet=False,
+        net=False,
+        network="10.0.0.0/8",
+        backend="udp",
+    )
+    monkeypatch.setattr(up, "HOST_ENDPOINTS_FILE", tmp_path / "endpoints")
+    try:
+        asyncio.run(run())
+    except ConfigError as problem:
+        calls.append(str(problem))
+    except up.PartFailedError as problem:
+        calls.append(str(problem))
+    return calls
+
+
+def test_a_part_that_cannot_start_stops_those_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = run_with(monkeypatch, tmp_path, start_error=True, fail_later=False)
+    assert calls == ["start first", "start second", "stop first", "no second"]
+
+
+def test_a_part_that_breaks_later_ends_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = run_with(monkeypatch, tmp_path, start_error=False, fail_later=True)
+    assert calls[:4] == ["start first", "start second", "stop second", "stop first"]
+    assert calls[4] == "first ended by itself: first broke"
+
+
+class Up:
+    """A `trimaran up` of the store alone, on this machine."""
+
+    def __init__(self, tmp_path: Path, *options: str) -> None:
+        self.notify_path = tmp_path / "notify"
+        with contextlib.suppress(FileNotFoundError):
+            self.notify_path.unlink()
+        self.notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notices.bind(str(self.notify_path))
+        self.notices.settimeout(TIMEOUT_S)
+        self.process = subprocess.Popen(
+            [*OWN_RUN, TRIMARAN, "up", "--no-fleet", "--no-net", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "NOTIFY_SOCKET": str(self.notify_path)},
+        )
+
+    def await_notice(self, wanted: str) -> None:
+        """Wait until the service manager would hear of it."""
+        while wanted not in self.notices.recv(4096).decode().split("\n"):
+            assert self.process.poll() is None, self.process.communicate()
+
+    def finish(self, number: signal.Signals | None = None) -> tuple[int, str, str]:
+        """Send a signal, and return exit code and output."""
+        if number is not None:
+            self.process.send_signal(number)
+        output, errors = self.process.communicate(timeout=TIMEOUT_S)
+        self.notices.close()
+        return self.process.returncode, output, errors
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A place for data."""
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_it_uses_a_store_that_is_there_and_stops_cleanly(
+    store_endpoint: str, tmp_path: Path, data_dir: Path, number: signal.Signals
+) -> None:
+    host = Up(tmp_path, "--data-dir", str(data_dir), "--endpoints", store_endpoint)
+    host.await_notice("READY=1")
+    code, output, errors = host.finish(number)
+    assert (code, errors) == (0, "")
+    assert re.search(r"^store: http.*version", output, re.MULTILINE)
+    assert output.splitlines()[-2:] == ["store: stopped", "data: stopped"]
+
+
+def test_a_data_directory_has_one_user(tmp_path: Path, data_dir: Path, store_endpoint: str) -> None:
+    options = ("--data-dir", str(data_dir), "--endpoints", store_endpoint)
+    first = Up(tmp_path, *options)
+    first.await_notice("READY=1")
+    code, output, errors = Up(tmp_path, *options).finish()
+    assert code == 1
+    assert f"in use by another `trimaran up` (process {first.process.pid})" in errors
+    assert output == ""
+    assert first.finish(signal.SIGTERM)[0] == 0
+    again = Up(tmp_path, *options)
+    again.await_notice("READY=1")
+    assert again.finish(signal.SIGTERM)[0] == 0
+
+
+def test_a_store_that_never_answers_is_given_up(tmp_path: Path, data_dir: Path) -> None:
+    port = str(free_port())
+    options = ("--data-dir", str(data_dir), "--join", f"127.0.0.1:{port}", "--join-timeout", "0.1")
+    code, _, errors = Up(tmp_path, *options).finish()
+    assert code == 1
+    assert f"no store answers at http://127.0.0.1:{port}" in errors
+    assert "trimaran up --listen" in errors
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_ends_the_wait_for_a_store(tmp_path: Path, data_dir: Path) -> None:
+    port = str(free_port())
+    host = Up(tmp_path, "--data-dir", str(data_dir), "--join", f"127.0.0.1:{port}")
+    host.await_notice("STATUS=starting store")
+    code, output, _ = host.finish(signal.SIGINT)
+    assert code == 130
+    assert output.splitlines()[-1] == "data: stopped"
+
+
+def test_a_data_directory_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    code, _, errors = Up(tmp_path, "--data-dir", "/proc/nowhere").finish()
+    assert code == 1
+    assert "/proc/nowhere cannot be used" in errors
+    assert "--data-dir" in errors
+
+
+def test_without_root_it_says_how_to_go_on(tmp_path: Path) -> None:
+    if why_not():
+        pytest.skip(str(why_not()))
+    command = ["unshare", "--user", TRIMARAN, "up", "--data-dir", str(tmp_path / "data")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert result.returncode == 1
+    assert "needs root" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_without_systemd_it_says_how_to_go_on(tmp_path: Path) -> None:
+    if why_not():
+        pytest.skip(str(why_not()))
+    command = [*OWN_RUN, TRIMARAN, "up", "--data-dir", str(tmp_path / "data")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert result.returncode == 1
+    assert "not booted with it" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_printed_service_runs_this_command_line() -> None:
+    command = [TRIMARAN, "up", "--join", "10.0.0.1", "--print-unit", "--metadata", "a=b c"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"ExecStart={TRIMARAN} up --join 10.0.0.1 --metadata 'a=b c'\n" in text
+    assert "Type=notify" in text
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_accepts_the_units(name: str) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here")
+    unit = up.UNIT_FILE.with_name(name)
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    complaints = [line for line in result.stderr.splitlines() if unit.name in line]
+    assert complaints == []
+
+
+@pytest.fixture
+def host(hosts: HostStarter) -> Host:
+    """One test host."""
+    return hosts(1)[0]
+
+
+def start(host: Host, *options: str) -> str:
+    """Run `trimaran up` as a service and return what it printed, whether it came up or not."""
+    text = host.run("trimaran", "up", *options, "--print-unit").stdout
+    host.write_unit("trimaran.service", text.replace("Restart=on-failure", "Restart=no"))
+    host.run("systemctl", "start", "trimaran", check=False)
+    return host.ask("journalctl", "--output=cat", "_SYSTEMD_UNIT=trimaran.service")
+
+
+def test_units_and_the_overlay_outlive_a_restart(host: Host) -> None:
+    output = start(host)
+    assert "ready: host1 is up" in output, output
+    host.path("/tmp/hello.service").write_text("[Service]\nExecStart=sleep 1000\n")
+    host.run("trimaran", "unit", "start", "/tmp/hello.service")
+    pid = host.ask("systemctl", "show", "--property=MainPID", "--value", "hello.service")
+    route = host.ask("ip", "-brief", "address", "show", "flannel.1")
+    assert pid != "0"
+    assert route
+    host.run("systemctl", "restart", "trimaran")
+    assert host.ask("systemctl", "show", "--property=MainPID", "--value", "hello.service") == pid
+    assert host.ask("ip", "-brief", "address", "show", "flannel.1") == route
+    host.run("systemctl", "stop", "trimaran")
+    assert host.ask("systemctl", "is-active", "hello.service") == "active"
+
+
+def test_a_configuration_that_is_there_is_kept(host: Host) -> None:
+    host.spawn("etcd", "--data-dir", "/tmp/etcd").poll()
+    config = '{"Network":"10.9.0.0/16","Backend":{"Type":"udp"}}'
+    host.run("etcdctl", "--dial-timeout=20s", "put", "/coreos.com/network/config", config)
+    output = start(host, "--endpoints", "http://127.0.0.1:2379", "--no-fleet")
+    assert re.search(r"net: 10\.9\.\d+\.0/24 of 10\.9\.0\.0/16 on \S+ \(udp\)", output), output
+    stored = host.ask("etcdctl", "get", "/coreos.com/network/config", "--print-value-only")
+    assert stored == config
+
+
+def test_a_network_that_cannot_be_leaves_nothing_running(host: Host) -> None:
+    output = start(host, "--network", "10.9.0.0/31")
+    assert "ready" not in output
+    assert "store: stopped" in output
+    assert "10.9.0.0/31" in output
+    assert "Traceback" not in output
+    assert host.ask("systemctl", "is-active", "trimaran") == "failed"
+    with pytest.raises(HostError):
+        host.run("trimaran", "--timeout", "1", "status")
+
+
+def test_a_port_that_is_taken_is_named(host: Host) -> None:
+    listener = host.spawn("python3", "-m", "http.server", "--bind", "127.0.0.1", "2379")
+    host.run(
+        *("timeout", "20", "bash", "-c"),
+        "until (: </dev/tcp/127.0.0.1/2379) 2>/dev/null; do sleep 0.05; done",
+    )
+    output = start(host)
+    assert "port 2379 of 127.0.0.1 is taken" in output
+    assert "--port" in output
+    assert "Traceback" not in output
+    assert host.ask("ip", "-brief", "link", "show", "flannel.1") == ""
+    assert listener.poll() is None
