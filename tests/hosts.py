@@ -213,15 +213,22 @@ def remove_cgroup(directory: Path, timeout_s: float = 5.0) -> None:
             time.sleep(0.01)
 
 
-def sweep() -> list[str]:
-    """Remove what sites left whose owner has died, and return their names."""
-    swept = []
+def abandoned() -> list[Path]:
+    """The cgroups of sites whose owner has died."""
+    found = []
     for directory in CGROUP_ROOT.glob("trimaran-site-*"):
         match = SITE_PATTERN.fullmatch(directory.name)
         if match and start_ticks(int(match[1])) != int(match[2]):
-            remove_cgroup(directory)
-            swept.append(directory.name)
-    return swept
+            found.append(directory)
+    return found
+
+
+def sweep() -> list[str]:
+    """Remove what sites left whose owner and guardian have died, and return their names."""
+    swept = abandoned()
+    for directory in swept:
+        remove_cgroup(directory)
+    return [directory.name for directory in swept]
 
 
 def namespaces_of(pid: int) -> set[str]:
@@ -242,7 +249,9 @@ def leftovers(site: "Site") -> list[str]:
     """
     remains = [str(site.cgroup)] if site.cgroup.exists() else []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and namespaces_of(int(entry.name)) & site.namespaces:
+        if not entry.name.isdigit() or not start_ticks(int(entry.name)):
+            continue
+        if namespaces_of(int(entry.name)) & site.namespaces:
             with contextlib.suppress(OSError):
                 remains.append(f"process {entry.name} {(entry / 'comm').read_text().strip()}")
     return remains
@@ -264,6 +273,7 @@ class Host:
         self.address = f"{NETWORK_PREFIX}{number}"
         self.cgroup = site.cgroup / name
         self.pid = 0
+        self._ticks = 0
         self._port = f"port{number}"
         self._process = self._launch()
 
@@ -296,6 +306,7 @@ class Host:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 text = children.read_text().split()
                 self.pid = int(text[0]) if text else 0
+                self._ticks = start_ticks(self.pid)
             time.sleep(0.002)
 
     def await_boot(self, deadline: float) -> None:
@@ -397,8 +408,12 @@ class Host:
     def power_off(self) -> None:
         """Cut the power: every process of the host is gone at once, without a word to anyone."""
         if self.running:
-            self.cgroup.joinpath("cgroup.kill").write_text("1")
+            with contextlib.suppress(FileNotFoundError):
+                self.cgroup.joinpath("cgroup.kill").write_text("1")
         self._process.wait()
+        # Its systemd is dead when all its processes are; only then are the namespaces empty.
+        while self._ticks and start_ticks(self.pid) == self._ticks:
+            time.sleep(0.001)
 
 
 class Site:

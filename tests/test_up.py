@@ -140,6 +140,26 @@ def test_a_part_that_breaks_later_ends_all(monkeypatch: pytest.MonkeyPatch, tmp_
     assert calls[4] == "first ended by itself: first broke"
 
 
+def test_the_second_signal_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+
+    async def run() -> None:
+        signals = up.StopSignals()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(signals.asked.wait(), TIMEOUT_S)
+        assert codes == []
+        os.kill(os.getpid(), signal.SIGINT)
+        while not codes:
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert codes == [130]
+    assert "without stopping" in capsys.readouterr().err
+
+
 class Up:
     """A `trimaran up` of the store alone, on this machine."""
 

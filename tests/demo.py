@@ -1,0 +1,421 @@
+"""`./run demo`: three hosts, one store, units that move, an overlay that carries packets.
+
+Boots three test hosts (see hosts.py), each with a real systemd, runs `trimaran up` on each, and
+goes once through what Trimaran is for. Every step is checked; the exit code is 0 only if all held.
+"""
+
+import contextlib
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+from hosts import Host, HostError, Site, leftovers, why_not
+
+UNITS = Path(__file__).resolve().parent / "demo_units"
+STORE_URL = "http://10.77.0.1:2379"
+WEB_PORT = 8080
+STEP_TIMEOUT_S = 30.0
+WIDTH_MIN = 120  # of the timeline, where the terminal is narrower or there is none
+BAR_WIDTH = 20
+FAILOVER_MARGIN_S = 3.0
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# Runs inside a host: asks each URL in turn until one answers with the text, and prints the answer.
+FETCH = """
+import sys, time, urllib.request
+wanted, deadline, urls = sys.argv[1], time.monotonic() + float(sys.argv[2]), sys.argv[3:]
+while time.monotonic() < deadline:
+    for url in urls:
+        try:
+            page = urllib.request.urlopen(url, timeout=0.5).read().decode()
+        except OSError:
+            continue
+        if wanted in page:
+            sys.exit(print(page.strip(), "-", url))
+    time.sleep(0.05)
+sys.exit("no answer with " + repr(wanted) + " from " + " or ".join(urls))
+"""
+
+
+class StepError(Exception):
+    """A step of the demo did not hold; the text says what was expected and what there was."""
+
+
+@dataclass
+class Step:
+    """One line of the timeline: what was done, how long it took, and what is worth noting."""
+
+    title: str
+    begun_s: float
+    seconds: float = 0.0
+    note: str = ""
+    held: bool = False
+
+
+class Stage:
+    """The demo's voice: prints each step as it happens, and the timeline at the end."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        if self._console.width < WIDTH_MIN:
+            self._console.width = WIDTH_MIN
+        self._begun_s = time.monotonic()
+        self.steps: list[Step] = []
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[Step]:
+        """Time a step; an exception marks it as not held and goes on."""
+        self._console.print(Text(f"\n{title}", "bold"))
+        begun_s = time.monotonic()
+        step = Step(title, begun_s - self._begun_s)
+        self.steps.append(step)
+        try:
+            yield step
+            step.held = True
+        except (Exception, KeyboardInterrupt) as error:
+            step.note = "interrupted" if isinstance(error, KeyboardInterrupt) else "did not hold"
+            if str(error):
+                self._console.print(Text(f"  {error}", "red"))
+            raise
+        finally:
+            step.seconds = time.monotonic() - begun_s
+            mark = Text("  held", "green") if step.held else Text(f"  {step.note}", "bold red")
+            self._console.print(Text.assemble(mark, (f" after {step.seconds:.2f} s", "dim")))
+
+    def show(self, host: Host, command: str, output: str = "") -> None:
+        """Print a command as one would type it on a host, and what it answered."""
+        self._console.print(Text.assemble((f"  {host.name}$ ", "cyan"), command))
+        for line in align(output):
+            self._console.print(Text(f"    {line}", "dim"))
+
+    def say(self, text: str) -> None:
+        """Print a remark."""
+        self._console.print(Text(f"  {text}"))
+
+    def print_journals(self, hosts: list[Host]) -> None:
+        """Print the end of what `trimaran up` logged on each host, to find out what went wrong."""
+        for host in hosts:
+            if host.running:
+                log = host.ask("journalctl", "--unit=trimaran", "--output=cat", "--lines=20")
+                self.show(host, "journalctl --unit=trimaran --lines=20", log)
+
+    def print_timeline(self) -> None:
+        """Print all steps with a bar from their beginning to their end."""
+        whole_s = max(step.begun_s + step.seconds for step in self.steps)
+        table = Table(box=None, padding=(0, 1), pad_edge=False)
+        for column in ("", "step", "seconds", "", "note"):
+            justify: JustifyMethod = "right" if column == "seconds" else "left"
+            table.add_column(column, justify=justify, no_wrap=True)
+        for step in self.steps:
+            left = min(round(step.begun_s / whole_s * BAR_WIDTH), BAR_WIDTH - 1)
+            length = max(1, round(step.seconds / whole_s * BAR_WIDTH))
+            table.add_row(
+                Text("✓", "green") if step.held else Text("✗", "bold red"),
+                step.title,
+                f"{step.seconds:.2f}",
+                Text(" " * left + "━" * min(length, BAR_WIDTH - left), "cyan"),
+                step.note,
+            )
+        self._console.print(Text("\nTimeline", "bold"))
+        self._console.print(table)
+        held = sum(step.held for step in self.steps)
+        self._console.print(f"{held} of {len(self.steps)} steps held, {whole_s:.1f} s in all")
+
+
+def align(output: str) -> list[str]:
+    """Lines of fields with tabs between them, as the commands print in a pipe, in columns."""
+    rows = [line.split("\t") for line in output.splitlines()]
+    widths: dict[int, int] = {}
+    for row in rows:
+        for number, field in enumerate(row[:-1]):
+            widths[number] = max(widths.get(number, 0), len(field))
+    return [
+        "   ".join(f"{field:{widths.get(n, 0)}}" for n, field in enumerate(row)) for row in rows
+    ]
+
+
+def run(stage: Stage, host: Host, *command: str, show_output: bool = True) -> str:
+    """Run a command on a host, show it, and return what it printed."""
+    output = host.run(*command, timeout_s=STEP_TIMEOUT_S).stdout.strip()
+    stage.show(host, " ".join(command), output if show_output else "")
+    return output
+
+
+def await_true(what: str, condition: Callable[[], bool], timeout_s: float = STEP_TIMEOUT_S) -> None:
+    """Ask again and again until a condition holds.
+
+    Raises:
+        StepError: it does not within the time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise StepError(f"{what}: not within {timeout_s:g} s")
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a unit runs, as `trimaran unit list` says."""
+
+    unit: str
+    host: Host
+    active: str
+    sub: str
+
+
+class Demo:
+    """The three hosts and what the demo does with them, in the order of the methods."""
+
+    def __init__(self, stage: Stage, site: Site) -> None:
+        self.stage = stage
+        self.site = site
+        self.hosts: list[Host] = []
+
+    def run(self) -> None:
+        """Go through all steps; the first that does not hold ends the demo with its exception."""
+        with self.stage.step("Boot three hosts") as step:
+            self.boot()
+            step.note = "real systemd, one bridge"
+        with self.stage.step("trimaran up on each") as step:
+            self.bring_up()
+            step.note = "one store, three machines"
+        with self.stage.step("Write a key on one host, read it on others") as step:
+            self.share_configuration()
+            step.note = "Debian's etcdctl"
+        with self.stage.step("Submit and start units") as step:
+            self.start_units()
+            step.note = "2 web servers, 1 beacon a machine"
+        with self.stage.step("Fetch a page across the overlay") as step:
+            victim = self.choose_victim()
+            self.fetch_across(victim)
+            step.note = f"{victim.unit} runs on {victim.host.name}"
+        with self.stage.step("Cut the power of that host") as step:
+            limit_s = self.machine_ttl_s(victim.host) + FAILOVER_MARGIN_S
+            cut_s = time.monotonic()
+            self.cut_power(victim)
+            step.note = f"{victim.host.name} is gone"
+        with self.stage.step("The unit answers elsewhere") as step:
+            self.await_answer(victim, limit_s)
+            seconds = time.monotonic() - cut_s
+            step.note = f"{seconds:.1f} s after the cut, at most {limit_s:g} s"
+            if seconds > limit_s:
+                raise StepError(f"failover took {seconds:.1f} s, more than {limit_s:g} s")
+            self.show_units()
+
+    def boot(self) -> None:
+        """Start the hosts."""
+        self.hosts = self.site.start(3)
+        for host in self.hosts:
+            self.stage.say(f"{host.name}  {host.address}  machine {host.machine_id[:8]}")
+
+    def bring_up(self) -> None:
+        """Install `trimaran up` as a service on every host, the first one with the store."""
+        first, *others = self.hosts
+        self.install(first, "--listen", first.address)
+        first.run("systemctl", "start", "trimaran.service")
+        self.stage.show(first, "systemctl start trimaran", self.journal(first))
+        for host in others:
+            self.install(host, "--join", first.address)
+            host.run("systemctl", "start", "--no-block", "trimaran.service")
+        for host in others:
+            # A second start waits for the first, as the service tells systemd when it is ready.
+            host.run("systemctl", "start", "trimaran.service")
+            self.stage.show(host, "systemctl start trimaran", self.journal(host))
+        await_true("three machines registered", lambda: len(self.machines()) == 3)
+        run(self.stage, self.hosts[1], "trimaran", "machine", "list")
+
+    def install(self, host: Host, *options: str) -> None:
+        """Write the service of `trimaran up` with some options."""
+        command = ("trimaran", "up", *options, "--print-unit")
+        unit = host.run(*command).stdout
+        self.stage.show(host, " ".join(command) + " > /etc/systemd/system/trimaran.service")
+        host.write_unit("trimaran.service", unit)
+
+    def journal(self, host: Host) -> str:
+        """What `trimaran up` has printed."""
+        return host.ask(
+            "journalctl", "-u", "trimaran", "-o", "cat", "_SYSTEMD_UNIT=trimaran.service"
+        )
+
+    def machines(self) -> list[dict[str, str]]:
+        """The rows of `trimaran machine list`."""
+        output = self.hosts[0].run("trimaran", "machine", "list", "--json").stdout
+        rows: list[dict[str, str]] = json.loads(output)
+        return rows
+
+    def share_configuration(self) -> None:
+        """Put a key with etcdctl on one host and read it on another, and with our own command."""
+        first, second, third = self.hosts
+        value = "blue"
+        run(self.stage, first, "etcdctl", "put", "/app/color", value)
+        etcdctl = ("etcdctl", f"--endpoints={STORE_URL}", "get", "/app/color", "--print-value-only")
+        answers = [
+            run(self.stage, second, *etcdctl),
+            run(self.stage, third, "trimaran", "kv", "get", "/app/color"),
+        ]
+        if answers != [value, value]:
+            raise StepError(f"wrote {value!r}, read {answers}")
+
+    def start_units(self) -> None:
+        """Hand the unit files to the fleet and wait until they run where they should."""
+        second = self.hosts[1]
+        files = [str(UNITS / name) for name in ("web@.service", "beacon.service")]
+        run(self.stage, second, "trimaran", "unit", "submit", *files)
+        units = ("web@1.service", "web@2.service", "beacon.service")
+        run(self.stage, second, "trimaran", "unit", "start", *units)
+
+        def all_run() -> bool:
+            running = [place for place in self.placements() if place.sub == "running"]
+            names = sorted(place.unit for place in running)
+            return names == ["beacon.service"] * 3 + ["web@1.service", "web@2.service"]
+
+        await_true("two web servers and three beacons run", all_run)
+        self.show_units()
+        hosts = [place.host.name for place in self.placements() if place.unit.startswith("web@")]
+        if len(set(hosts)) != 2:
+            raise StepError(f"web servers that conflict run together: {hosts}")
+
+    def placements(self) -> list[Placement]:
+        """Where units run, as the fleet says."""
+        first = self.hosts[0]
+        rows = json.loads(first.run("trimaran", "unit", "list", "--json").stdout)
+        found = []
+        for row in rows:
+            for host in self.hosts:
+                if host.address in row["machine"].split("/"):
+                    found.append(Placement(row["unit"], host, row["active"], row["sub"]))
+        return found
+
+    def show_units(self) -> None:
+        """Print `trimaran unit list`."""
+        run(self.stage, self.hosts[0], "trimaran", "unit", "list")
+
+    def choose_victim(self) -> Placement:
+        """A web server that is not on the host with the store."""
+        places = self.placements()
+        webs = [place for place in places if place.unit.startswith("web@")]
+        return next(place for place in webs if place.host is not self.hosts[0])
+
+    def overlay_url(self, host: Host) -> str:
+        """The address of a host's web server in the overlay."""
+        environment = host.path("/run/flannel/subnet.env").read_text()
+        values = dict(line.split("=", 1) for line in environment.split())
+        address = ipaddress.ip_interface(values["FLANNEL_SUBNET"]).network.network_address
+        return f"http://{address}:{WEB_PORT}/"
+
+    def fetch_across(self, place: Placement) -> None:
+        """Ask the web server from the other hosts, at its host's overlay address."""
+        url = self.overlay_url(place.host)
+        address = urlsplit(url).hostname or ""
+        route = run(self.stage, self.hosts[0], "ip", "route", "get", address)
+        if "dev eth0" in route:
+            raise StepError(f"{address} is reached past the overlay: {route}")
+        wanted = place.unit.removesuffix(".service")
+        for host in self.hosts:
+            if host is not place.host:
+                page = host.run("python3", "-c", FETCH, wanted, "10", url).stdout.strip()
+                self.stage.show(host, f"fetch {url}", page)
+
+    def machine_ttl_s(self, host: Host) -> int:
+        """The time to live of the lease that a host's presence in the fleet hangs on."""
+        first = self.hosts[0]
+        output = first.run("etcdctl", "get", "--prefix", "/", "-w", "json").stdout
+        for record in json.loads(output)["kvs"]:
+            key = b64decode(record["key"]).decode()
+            if "/machines/" in key and host.machine_id in key and record.get("lease"):
+                lease = f"{record['lease']:x}"
+                status = first.run("etcdctl", "lease", "timetolive", lease, "-w", "json").stdout
+                return int(json.loads(status)["granted-ttl"])
+        raise StepError(f"{host.name} has no presence on a lease in the store")
+
+    def cut_power(self, place: Placement) -> None:
+        """SIGKILL every process of the host."""
+        place.host.power_off()
+        self.hosts.remove(place.host)
+        self.stage.say(f"{place.host.name}, which runs {place.unit}, has lost its power")
+
+    def await_answer(self, place: Placement, limit_s: float) -> None:
+        """Ask both remaining hosts for the page until one has it."""
+        asker = self.hosts[0]
+        urls = [self.overlay_url(host) for host in self.hosts]
+        wanted = place.unit.removesuffix(".service")
+        patience = str(limit_s + STEP_TIMEOUT_S)
+        fetch = ("python3", "-c", FETCH, wanted, patience, *urls)
+        page = asker.run(*fetch, timeout_s=limit_s + 2 * STEP_TIMEOUT_S).stdout.strip()
+        self.stage.show(asker, f"fetch {page.split()[-1]}", page)
+
+
+def play(stage: Stage) -> None:
+    """Run the demo on hosts of its own, and check that nothing of them is left."""
+    with Site() as site:
+        try:
+            Demo(stage, site).run()
+        except (HostError, StepError, subprocess.TimeoutExpired):
+            stage.print_journals(site.hosts)
+            raise
+        finally:
+            with stage.step("Take everything down") as step:
+                site.close()
+                remains = leftovers(site)
+                step.note = "nothing is left" if not remains else "something is left"
+                if remains:
+                    raise StepError("left behind: " + ", ".join(remains))
+
+
+def become_root() -> None:
+    """Run again as root, since hosts need namespaces of every kind."""
+    if os.geteuid() == 0:
+        return
+    sudo = shutil.which("sudo")
+    if sudo is None:
+        sys.exit("demo: test hosts need root, and there is no sudo; run it as root")
+    os.execv(sudo, [sudo, sys.executable, *sys.argv])
+
+
+def interrupt(number: int, frame: object) -> None:
+    """End the demo at the first signal; further ones wait while everything is taken down."""
+    for one in END_SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the demo and return its exit code."""
+    become_root()
+    reason = why_not()
+    if reason:
+        print(f"demo: {reason}", file=sys.stderr)
+        return 1
+    for number in END_SIGNALS:
+        signal.signal(number, interrupt)
+    stage = Stage()
+    try:
+        play(stage)
+        return 0
+    except (HostError, StepError, subprocess.TimeoutExpired):
+        return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        if stage.steps:
+            stage.print_timeline()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
