@@ -1,5 +1,6 @@
 """Desired kernel state and the steps towards it, from any state the kernel may be in."""
 
+import errno
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
@@ -28,6 +29,7 @@ from trimaran.net.kernel import (
     Link,
     Neighbour,
     Route,
+    Step,
     VxlanParameters,
     difference,
     entry_key,
@@ -354,6 +356,21 @@ def test_addresses_survive_a_round_trip(entry: Address) -> None:
     _, _, body = rtnetlink.encode_add(entry, INDEXES, replace=True)
     decoded = rtnetlink.decode_address(body)
     assert decoded == (2, IPv4Interface(f"{entry.address}/{entry.prefix_length}"))
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "advice"),
+    [
+        (CreateLink(Link("flannel.1", "vxlan", 1450)), errno.EOPNOTSUPP, "module vxlan"),
+        (CreateLink(Link("flannel.1", "vxlan", 1450)), errno.EEXIST, "choose another VNI"),
+        (Add(Route(NETWORK, "flannel.1")), errno.EEXIST, "ip route show 10.3.0.0/16"),
+        (Delete(Route(NETWORK, "flannel.1")), errno.EPERM, "remove route 10.3.0.0/16"),
+    ],
+)
+def test_failures_say_what_to_do(step: Step, code: int, advice: str) -> None:
+    from trimaran.daemons.netlink import explain
+
+    assert advice in explain(step, code)
 
 
 def test_steps_have_a_description() -> None:
