@@ -144,16 +144,20 @@ def test_the_second_signal_ends_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
 
     async def run() -> None:
-        signals = up.StopSignals()
+        signals, ended = up.StopSignals(), asyncio.Event()
+
+        def end(code: int) -> None:
+            codes.append(code)
+            ended.set()
+
+        monkeypatch.setattr(os, "_exit", end)
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.wait_for(signals.asked.wait(), TIMEOUT_S)
         assert codes == []
         os.kill(os.getpid(), signal.SIGINT)
-        while not codes:
-            await asyncio.sleep(0)
+        await asyncio.wait_for(ended.wait(), TIMEOUT_S)
 
     asyncio.run(run())
     assert codes == [130]
