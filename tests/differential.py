@@ -25,7 +25,7 @@ from differential_rules import (
     without_compacted_deletes,
     without_tie_order,
 )
-from differential_steps import STREAMS, Call, State, Step, StepMaker, WatchSend
+from differential_steps import INT64_MAX, STREAMS, Call, State, Step, StepMaker, WatchSend
 from etcd_server import KINDS, StoreServer, missing_reason
 from trimaran.wire import etcd_pb2 as pb
 from trimaran.wire.methods import METHODS
@@ -100,14 +100,19 @@ class WatchStream:
                 continue
         return self.answers >= count
 
-    def live(self) -> set[int]:
-        """Give the watchers that were created and not cancelled."""
-        ids = set()
+    def taken(self) -> dict[int, bool]:
+        """Give the ids in use, and for each whether its watcher still runs.
+
+        A watcher that a compaction cancelled keeps its id until the client cancels it as well.
+        """
+        ids: dict[int, bool] = {}
         for response in self.responses:
-            if response.canceled:
-                ids.discard(response.watch_id) if not response.created else None
-            elif response.created:
-                ids.add(response.watch_id)
+            if response.compact_revision:
+                ids[response.watch_id] = False
+            elif response.canceled and not response.created:
+                ids.pop(response.watch_id, None)
+            elif response.created and not response.canceled:
+                ids[response.watch_id] = True
         return ids
 
     async def close(self) -> None:
@@ -253,27 +258,29 @@ class Case:
         request = step.request
         self.note(number, f"watch stream {step.stream}", request)
         streams = [target.streams[step.stream] for target in self.targets]
-        live = streams[0].live()
+        taken = streams[0].taken()
         counts = [stream.answers for stream in streams]
         for stream in streams:
             await stream.call.write(request)
-        if request.HasField("cancel_request") and request.cancel_request.watch_id not in live:
+        if request.HasField("cancel_request") and request.cancel_request.watch_id not in taken:
             return ""
         for target, stream, count in zip(self.targets, streams, counts, strict=True):
             if not await stream.wait_answers(count + 1):
                 return self.label(f"no answer of {target.server.kind} to {request}")
-        known, now = self.state.watchers[step.stream], streams[0].live()
+        known, now = self.state.watchers[step.stream], streams[0].taken()
         start = request.create_request.start_revision
-        known.update(dict.fromkeys(now - live, start))
+        known.update(dict.fromkeys(now.keys() - taken.keys(), start))
         for watch_id in known.keys() - now:
             del known[watch_id]
         return ""
 
     def forget_cancelled(self, stream: int) -> None:
         """Drop the watchers from the state that the reference has cancelled."""
-        live = self.reference.streams[stream].live()
+        taken = self.reference.streams[stream].taken()
         watchers = self.state.watchers[stream]
-        self.state.watchers[stream] = {i: start for i, start in watchers.items() if i in live}
+        self.state.watchers[stream] = {
+            i: start if taken[i] else INT64_MAX for i, start in watchers.items() if i in taken
+        }
 
     async def settle(self) -> None:
         """Wait until the watchers of both servers have nothing more to say."""

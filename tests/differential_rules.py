@@ -174,7 +174,7 @@ KNOWN_DIFFERENCES = (
     KnownDifference(
         OLDER,
         "a progress request on a stream without watchers, or with one that waits for a later "
-        "revision: older versions answer, newer ones are silent",
+        "revision or was cancelled by a compaction: older versions answer, newer ones are silent",
         _progress_unclear,
     ),
 )

@@ -56,7 +56,7 @@ def servers() -> Iterator[list[StoreServer]]:
 def unharmed(servers: list[StoreServer]) -> Iterator[None]:
     """After each test the same process still serves, at the same revision as etcd."""
     server = servers[1]
-    pid = server.pid
+    pid, log_size = server.pid, server.log_path.stat().st_size
     yield
     assert server._process is not None
     assert server._process.poll() is None, server.log_tail()
@@ -65,7 +65,8 @@ def unharmed(servers: list[StoreServer]) -> Iterator[None]:
     request = pb.PutRequest(key=b"alive", value=b"1")
     revisions = [call(s, "KV/Put", request).header.revision for s in servers]
     assert revisions[0] == revisions[1], "one of the two was changed"
-    assert "Traceback" not in server.log_tail(100_000)
+    log = server.log_path.read_bytes()[log_size:]
+    assert b"Traceback" not in log, log[-3000:].decode()
 
 
 def raw_call(server: StoreServer, path: str, data: bytes) -> tuple[str, str, bytes]:
@@ -108,7 +109,6 @@ REFUSED: dict[str, tuple[str, bytes]] = {
     "empty compaction": (f"{KV}/Compact", b""),
     "unknown method": (f"{KV}/Nothing", b""),
     "unknown service": ("/etcdserverpb.Nothing/Put", b""),
-    "path without a service": ("/Put", b""),
 }
 
 
@@ -117,6 +117,13 @@ def test_same_refusal(name: str, servers: list[StoreServer]) -> None:
     path, data = REFUSED[name]
     reference, subject = answers(servers, path, data)
     assert subject == reference
+
+
+def test_path_without_a_service(servers: list[StoreServer]) -> None:
+    # The library of 3.5 says RESOURCE_EXHAUSTED with the same text; later ones mended that.
+    reference, subject = answers(servers, "/Put", b"")
+    assert subject[0] == "UNIMPLEMENTED"
+    assert subject[1:] == reference[1:]
 
 
 MALFORMED: dict[str, bytes] = {
