@@ -97,6 +97,8 @@ def main() -> None:
         level=_LEVELS.get(options.log_level, logging.CRITICAL),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    # It would write a stack trace for each malformed request that anybody sends.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     for name in unknown_variables(os.environ):
         LOG.warning("unknown environment variable %s is ignored", name)
     try:

@@ -34,6 +34,12 @@ static bool is_bytes(const field_t *field)
     return field->type == TRIMARAN_PROTO_BYTES;
 }
 
+/* No hot message has fields of a fixed width. */
+static bool has_type(const field_t *field, bool bytes)
+{
+    return bytes ? is_bytes(field) : is_number(field);
+}
+
 bool trimaran_decode_put(trimaran_slice message, trimaran_put_request *out)
 {
     trimaran_proto_reader reader = trimaran_proto_read(message);
@@ -41,7 +47,7 @@ bool trimaran_decode_put(trimaran_slice message, trimaran_put_request *out)
     int more;
     *out = (trimaran_put_request){0};
     while ((more = trimaran_proto_next(&reader, &field)) > 0) {
-        if (field.tag <= 6 && is_bytes(&field) != (field.tag <= 2))
+        if (field.tag <= 6 && !has_type(&field, field.tag <= 2))
             return false;
         switch (field.tag) {
         case 1: out->key = field.bytes; break;
@@ -62,7 +68,7 @@ bool trimaran_decode_range(trimaran_slice message, trimaran_range_request *out)
     int more;
     *out = (trimaran_range_request){0};
     while ((more = trimaran_proto_next(&reader, &field)) > 0) {
-        if (field.tag <= 13 && is_bytes(&field) != (field.tag <= 2))
+        if (field.tag <= 13 && !has_type(&field, field.tag <= 2))
             return false;
         int64_t number = (int64_t)field.number;
         switch (field.tag) {
@@ -91,7 +97,7 @@ bool trimaran_decode_delete(trimaran_slice message, trimaran_delete_request *out
     int more;
     *out = (trimaran_delete_request){0};
     while ((more = trimaran_proto_next(&reader, &field)) > 0) {
-        if (field.tag <= 3 && is_bytes(&field) != (field.tag <= 2))
+        if (field.tag <= 3 && !has_type(&field, field.tag <= 2))
             return false;
         switch (field.tag) {
         case 1: out->key = field.bytes; break;
@@ -127,7 +133,7 @@ static bool decode_compare(trimaran_slice message, trimaran_compare *out)
     *out = (trimaran_compare){0};
     while ((more = trimaran_proto_next(&reader, &field)) > 0) {
         bool bytes = field.tag == 3 || field.tag == 7 || field.tag == 64;
-        if ((field.tag <= 8 || field.tag == 64) && is_bytes(&field) != bytes)
+        if ((field.tag <= 8 || field.tag == 64) && !has_type(&field, bytes))
             return false;
         switch (field.tag) {
         case 1: out->result = (int32_t)field.number; break;
@@ -151,7 +157,7 @@ static bool decode_request_op(trimaran_slice message, trimaran_arena *arena, int
                               trimaran_request_op *out);
 
 /* Hostile nesting is cut where no honest request goes: the limits on operations allow no deeper
- * tree than max-txn-ops levels anyway. */
+ * tree than max-txn-ops levels anyway. What is cut counts as more operations than any limit. */
 enum { TXN_DEPTH_MAX = 128 };
 
 typedef struct txn_counts {
@@ -178,7 +184,11 @@ static bool decode_txn(trimaran_slice message, trimaran_arena *arena, int depth,
                        trimaran_txn_request *out)
 {
     txn_counts counts;
-    if (depth > TXN_DEPTH_MAX || !count_txn_fields(message, &counts))
+    if (depth > TXN_DEPTH_MAX) {
+        *out = (trimaran_txn_request){.compare_count = INT64_MAX};
+        return true;
+    }
+    if (!count_txn_fields(message, &counts))
         return false;
     *out = (trimaran_txn_request){0};
     out->compares = trimaran_arena_allocate(arena, counts.compares * sizeof *out->compares);
@@ -262,7 +272,7 @@ static bool decode_watch_create(trimaran_slice message, trimaran_watch_create *o
     int more;
     *out = (trimaran_watch_create){0};
     while ((more = trimaran_proto_next(&reader, &field)) > 0) {
-        if (field.tag <= 8 && field.tag != 5 && is_bytes(&field) != (field.tag <= 2))
+        if (field.tag <= 8 && field.tag != 5 && !has_type(&field, field.tag <= 2))
             return false;
         switch (field.tag) {
         case 1: out->key = field.bytes; break;

@@ -87,7 +87,7 @@ void trimaran_watcher_set_behind(trimaran_watchhub *hub, trimaran_watcher *watch
     hub->counts.behind++;
 }
 
-static void leave_behind(trimaran_watchhub *hub, trimaran_watcher *watcher)
+void trimaran_watcher_leave_behind(trimaran_watchhub *hub, trimaran_watcher *watcher)
 {
     if (watcher->previous != NULL)
         watcher->previous->next = watcher->next;
@@ -109,7 +109,7 @@ static void enter_index(trimaran_watchhub *hub, trimaran_watcher *watcher)
 
 void trimaran_watcher_set_current(trimaran_watchhub *hub, trimaran_watcher *watcher)
 {
-    leave_behind(hub, watcher);
+    trimaran_watcher_leave_behind(hub, watcher);
     enter_index(hub, watcher);
 }
 
@@ -123,8 +123,8 @@ void trimaran_watcher_remove(trimaran_watchhub *hub, trimaran_watcher *watcher)
     stream->count--;
     if (watcher->registration != NULL)
         trimaran_watchindex_remove(hub->index, watcher->registration);
-    else
-        leave_behind(hub, watcher);
+    else if (!watcher->compacted)
+        trimaran_watcher_leave_behind(hub, watcher);
     hub->counts.watchers--;
     free(watcher);
 }

@@ -31,6 +31,7 @@ struct trimaran_watcher {
     trimaran_watcher *next_touched;
     size_t pending; /* bytes of its events of the revision being applied */
     bool touched, progress_notify, quiet, prev_kv, fragment, no_put, no_delete;
+    bool compacted; /* cancelled as such; its id is taken until the client cancels it, as in etcd */
     uint32_t key_size, end_size;
     uint8_t bytes[]; /* key, then range end */
 };
@@ -84,6 +85,7 @@ void trimaran_watch_send_events(trimaran_watchhub *hub, trimaran_watcher *watche
 void trimaran_watcher_set_behind(trimaran_watchhub *hub, trimaran_watcher *watcher,
                                  int64_t next_revision);
 void trimaran_watcher_set_current(trimaran_watchhub *hub, trimaran_watcher *watcher);
+void trimaran_watcher_leave_behind(trimaran_watchhub *hub, trimaran_watcher *watcher);
 void trimaran_watcher_remove(trimaran_watchhub *hub, trimaran_watcher *watcher);
 
 static inline bool trimaran_watch_is_full(trimaran_watch_stream *stream)

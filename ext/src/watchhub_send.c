@@ -140,9 +140,9 @@ static void cancel_compacted(trimaran_watchhub *hub, trimaran_watcher *watcher)
     trimaran_watch_answer answer = {
         .watch_id = watcher->id, .canceled = true,
         .compact_revision = trimaran_mvcc_compact_revision(hub->mvcc)};
-    trimaran_watch_stream *stream = watcher->stream;
-    trimaran_watcher_remove(hub, watcher);
-    trimaran_watch_send(hub, stream, &answer);
+    trimaran_watcher_leave_behind(hub, watcher);
+    watcher->compacted = true;
+    trimaran_watch_send(hub, watcher->stream, &answer);
 }
 
 static void catch_up(trimaran_watchhub *hub, trimaran_watcher *watcher)
