@@ -93,6 +93,15 @@ class Fleet:
         assert result.returncode == code, f"{arguments}: {result.stdout}{result.stderr}"
         return result.stdout + result.stderr
 
+    def etcdctl(self, *arguments: str, timeout_s: float = TIMEOUT_S) -> str:
+        """Run Debian's etcdctl on the bridge and return what it printed."""
+        command = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={self.endpoint}"]
+        return self.site.run(*command, *arguments, timeout_s=timeout_s)
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys of the store below a prefix."""
+        return self.etcdctl("get", "--prefix", "--keys-only", prefix).split()
+
     def machines(self) -> list[str]:
         """The ids of the machines that are present."""
         return [row["machine"] for row in json.loads(self.trimaran("machine", "list", "--json"))]

@@ -29,10 +29,7 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
 def test_units_of_a_dead_machine_move(
     fleet: Fleet, tmp_path: Path, record_property: "pytest.RecordProperty"
 ) -> None:
-    leader_text = fleet.site.run(
-        *("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={fleet.endpoint}"),
-        *("get", "--print-value-only", LEADER_KEY),
-    )
+    leader_text = fleet.etcdctl("get", "--print-value-only", LEADER_KEY)
     # The worst case: the machine of the leading engine.
     victim = next(host for host in fleet.hosts if host.machine_id in leader_text)
     others = [host for host in fleet.hosts if host is not victim]
@@ -43,7 +40,7 @@ def test_units_of_a_dead_machine_move(
         # Ballast, so that the first unit lands on the victim.
         name = f"ballast-{host.name}.service"
         (tmp_path / name).write_text(SLEEP + f"[X-Fleet]\nMachineID={host.machine_id}\n")
-        fleet.trimaran("unit", "start", tmp_path / name)
+    fleet.trimaran("unit", "start", *tmp_path.glob("ballast-*"))
     fleet.trimaran("unit", "start", tmp_path / "hello.service")
     assert fleet.hosts_of("hello.service") == [victim]
     fleet.trimaran("unit", "start", tmp_path / "every.service", tmp_path / "pinned.service")

@@ -10,7 +10,7 @@ import pytest
 from etcd_server import missing_reason
 from fleet_site import PROGRAMS, BridgeStore, Fleet, main_pid
 from hosts import Host, Site, why_not
-from trimaran.fleet.records import LEADER_KEY, LeaderRecord
+from trimaran.fleet.records import LEADER_KEY, SCHEDULE, STATES, UNITS, LeaderRecord
 
 # Short, so that the tests are; the failover test runs with the default.
 TTL_S = 4
@@ -34,10 +34,11 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
 def _clean(fleet: Fleet) -> Iterator[None]:
     """Every test leaves the fleet without units."""
     yield
-    rows = json.loads(fleet.trimaran("unit", "list-files", "--json"))
-    if rows:
-        fleet.trimaran("unit", "destroy", *(row["unit"] for row in rows))
-    assert fleet.units() == {}
+    units = fleet.keys(UNITS)
+    if units:
+        fleet.trimaran("unit", "destroy", *(key.removeprefix(UNITS) for key in units))
+    assert fleet.keys(SCHEDULE) == []
+    assert fleet.keys(STATES) == []
 
 
 def write(folder: Path, name: str, fleet_section: str = "", text: str = SLEEP) -> Path:
@@ -80,7 +81,6 @@ def test_a_unit_through_its_life(fleet: Fleet, tmp_path: Path) -> None:
     fleet.trimaran("unit", "unload", "hello")
     assert not host.path("/run/systemd/system/hello.service").exists()
     assert host.ask("systemctl", "show", "-P", "LoadState", "hello") == "not-found"
-    fleet.trimaran("unit", "start", "hello")
     fleet.trimaran("unit", "destroy", "hello")
     assert fleet.hosts_of("hello.service") == []
     assert "no unit hello.service" in fleet.trimaran("unit", "status", "hello", code=1)
@@ -172,7 +172,7 @@ def test_what_happened_while_the_daemon_was_away_is_made_good(fleet: Fleet, tmp_
     host.run("systemctl", "start", "trimaran-fleetd")
     fleet.wait(lambda: not fleet.hosts_of("hello.service"), "the unit is stopped")
     fleet.wait(lambda: not host.path("/run/systemd/system/hello.service").exists(), "and removed")
-    fleet.wait(lambda: fleet.units() == {}, "and forgotten")
+    fleet.wait(lambda: fleet.keys(STATES) == [], "and forgotten")
 
 
 def test_replacing_a_text(fleet: Fleet, tmp_path: Path) -> None:
@@ -242,18 +242,17 @@ def test_bad_files_are_refused_and_change_nothing(fleet: Fleet, tmp_path: Path) 
 
 def test_an_idle_fleet_writes_nothing(fleet: Fleet, tmp_path: Path) -> None:
     fleet.trimaran("unit", "start", write(tmp_path, "hello.service"))
-    etcdctl = ["env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={fleet.endpoint}"]
-    query = [*etcdctl, "get", "", "--prefix", "--limit=1", "-w", "json"]
     # The reports after the start may still be on their way.
     fleet.wait(lambda: len(fleet.units()) == 1, "the unit is reported")
 
     def revision() -> int:
-        return int(json.loads(fleet.site.run(*query))["header"]["revision"])
+        answer = fleet.etcdctl("get", "", "--prefix", "--limit=1", "-w", "json")
+        return int(json.loads(answer)["header"]["revision"])
 
     before = revision()
     with pytest.raises(subprocess.TimeoutExpired):
         # Changes for longer than a keep-alive takes; the watch ends by its timeout alone.
-        fleet.site.run(*etcdctl, "watch", "", "--prefix", timeout_s=TTL_S / 2)
+        fleet.etcdctl("watch", "", "--prefix", timeout_s=TTL_S / 2)
     assert revision() == before
 
 
@@ -279,10 +278,7 @@ def test_a_wiped_store_stops_nothing(fleet: Fleet, tmp_path: Path) -> None:
     fleet.trimaran("unit", "start", path)
     (host,) = fleet.hosts_of("hello.service")
     pid = main_pid(host, "hello.service")
-    fleet.site.run(
-        *("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={fleet.endpoint}"),
-        *("del", "--prefix", "/trimaran/"),
-    )
+    fleet.etcdctl("del", "--prefix", "/trimaran/")
     fleet.wait(lambda: len(fleet.machines()) == 3, "all machines have registered again")
     fleet.trimaran("unit", "start", write(tmp_path, "every.service", "Global=true"))
     assert main_pid(host, "hello.service") == pid
@@ -292,14 +288,13 @@ def test_a_wiped_store_stops_nothing(fleet: Fleet, tmp_path: Path) -> None:
 
 
 def test_only_the_elected_engine_decides(fleet: Fleet, tmp_path: Path) -> None:
-    etcdctl = ("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints={fleet.endpoint}")
-    fleet.site.run(*etcdctl, "del", LEADER_KEY)
+    fleet.etcdctl("del", LEADER_KEY)
     fleet.trimaran("unit", "start", write(tmp_path, "hello.service"))
     # The daemons hang, and somebody else takes the seat; the old leader goes on as if it had it.
     for host in fleet.hosts:
         host.run("systemctl", "kill", "--signal", "STOP", "trimaran-fleetd")
-    fleet.site.run(*etcdctl, "del", LEADER_KEY)
-    fleet.site.run(*etcdctl, "put", LEADER_KEY, LeaderRecord("nobody").encode())
+    fleet.etcdctl("del", LEADER_KEY)
+    fleet.etcdctl("put", LEADER_KEY, LeaderRecord("nobody").encode())
     for host in fleet.hosts:
         host.run("systemctl", "kill", "--signal", "CONT", "trimaran-fleetd")
     output = fleet.trimaran(
@@ -307,7 +302,7 @@ def test_only_the_elected_engine_decides(fleet: Fleet, tmp_path: Path) -> None:
     )
     assert "other.service is not launched" in output
     assert fleet.hosts_of("other.service") == []
-    fleet.site.run(*etcdctl, "del", LEADER_KEY)
+    fleet.etcdctl("del", LEADER_KEY)
     fleet.wait(lambda: len(fleet.hosts_of("other.service")) == 1, "a new engine decides")
     assert len(fleet.hosts_of("hello.service")) == 1
 
