@@ -367,8 +367,12 @@ def check_invariants(cluster: Cluster, plan: Plan) -> None:
     """What must hold of every fleet at rest."""
     for name, unit in cluster.units.items():
         here = [m for m in cluster.live_machines(name) if m in cluster.machines]
-        if unit.desired is INACTIVE or unit.problem:
+        if unit.desired is INACTIVE:
             assert not here
+            continue
+        if unit.problem:
+            # What ran before the file went bad is left as it is.
+            assert name in plan.pending
             continue
         assert unit.requirements.is_global or len(here) <= 1
         assert here or name in plan.pending

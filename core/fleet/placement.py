@@ -217,7 +217,7 @@ class _Planner:
             else:
                 self._occupy(unit, machine)
                 self._assign(unit.name, machine, unit.desired)
-        if not self.kept.get(unit.name):
+        if self.kept.get(unit.name, set()).isdisjoint(self.cluster.machines):
             self.result.pending[unit.name] = Pending(unit.name, _counted(reasons))
 
     def _place_single(self, unit: Unit) -> None:
