@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -303,6 +305,11 @@ def start(host: Host, *options: str) -> str:
     text = host.run("trimaran", "up", *options, "--print-unit").stdout
     host.write_unit("trimaran.service", text.replace("Restart=on-failure", "Restart=no"))
     host.run("systemctl", "start", "trimaran", check=False)
+    return log_of(host)
+
+
+def log_of(host: Host) -> str:
+    """What `trimaran up` has printed."""
     return host.ask("journalctl", "--output=cat", "_SYSTEMD_UNIT=trimaran.service")
 
 
@@ -355,3 +362,59 @@ def test_a_port_that_is_taken_is_named(host: Host) -> None:
     assert "Traceback" not in output
     assert host.ask("ip", "-brief", "link", "show", "flannel.1") == ""
     assert listener.poll() is None
+
+
+def await_output(host: Host, wanted: str, *command: str) -> str:
+    """Repeat a command on a host until its output has the wanted text, and return the output."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while wanted not in (output := host.ask(*command)):
+        assert time.monotonic() < deadline, (wanted, output, log_of(host))
+        time.sleep(0.1)
+    return output
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "udp"])
+def test_a_host_that_comes_first_waits_for_the_store(hosts: HostStarter, backend: str) -> None:
+    first, second = hosts(2)
+    unit = second.run("trimaran", "up", "--join", first.address, "--print-unit").stdout
+    second.write_unit("trimaran.service", unit)
+    second.run("systemctl", "start", "--no-block", "trimaran")
+    await_output(second, "starting store", "systemctl", "show", "--property=StatusText", "trimaran")
+    assert "ready" in start(first, "--listen", first.address, "--backend", backend)
+    await_output(second, "active", "systemctl", "is-active", "trimaran")
+    assert f"({backend})" in log_of(second)
+    subnet = second.ask("sh", "-c", ". /run/flannel/subnet.env; echo $FLANNEL_SUBNET")
+    overlay_address = str(ipaddress.ip_interface(subnet).network.network_address)
+    await_output(first, " 0% packet loss", "ping", "-c1", "-W1", overlay_address)
+    machines = second.ask("trimaran", "machine", "list")
+    assert first.address in machines
+    assert second.address in machines
+
+
+def test_a_killed_host_daemon_comes_back_and_units_do_not_notice(hosts: HostStarter) -> None:
+    first, second = hosts(2)
+    text = first.run("trimaran", "up", "--listen", first.address, "--print-unit").stdout
+    first.write_unit("trimaran.service", text)
+    first.run("systemctl", "start", "trimaran")
+    start(second, "--join", first.address)
+    first.run("trimaran", "kv", "put", "/kept", "yes")
+    second.path("/tmp/hello@.service").write_text(
+        "[Service]\nExecStart=sleep 1000\n[X-Fleet]\nConflicts=hello@*.service\n"
+    )
+    second.run("trimaran", "unit", "start", "/tmp/hello@1.service", "/tmp/hello@2.service")
+
+    def pids() -> list[str]:
+        show = ("systemctl", "show", "--property=MainPID", "--value", "hello@*.service")
+        return [host.ask(*show) for host in (first, second)]
+
+    before = pids()
+    assert all(int(pid) for pid in before)
+    daemon = first.ask("systemctl", "show", "--property=MainPID", "--value", "trimaran")
+    first.run("systemctl", "kill", "--signal=KILL", "trimaran")
+    await_output(first, "yes", "trimaran", "--timeout", "1", "kv", "get", "/kept")
+    await_output(first, "active", "systemctl", "is-active", "trimaran")
+    assert daemon != first.ask("systemctl", "show", "--property=MainPID", "--value", "trimaran")
+    second.run("trimaran", "kv", "put", "/kept", "still")
+    listing = await_output(second, "running", "trimaran", "unit", "list")
+    assert listing.count("running") == 2
+    assert pids() == before
