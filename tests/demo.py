@@ -4,6 +4,7 @@ Boots three test hosts (see hosts.py), each with a real systemd, runs `trimaran 
 goes once through what Trimaran is for. Every step is checked; the exit code is 0 only if all held.
 """
 
+import argparse
 import contextlib
 import ipaddress
 import json
@@ -181,9 +182,10 @@ class Placement:
 class Demo:
     """The three hosts and what the demo does with them, in the order of the methods."""
 
-    def __init__(self, stage: Stage, site: Site) -> None:
+    def __init__(self, stage: Stage, site: Site, backend: str) -> None:
         self.stage = stage
         self.site = site
+        self.backend = backend
         self.hosts: list[Host] = []
 
     def run(self) -> None:
@@ -226,7 +228,7 @@ class Demo:
     def bring_up(self) -> None:
         """Install `trimaran up` as a service on every host, the first one with the store."""
         first, *others = self.hosts
-        self.install(first, "--listen", first.address)
+        self.install(first, "--listen", first.address, "--backend", self.backend)
         first.run("systemctl", "start", "trimaran.service")
         self.stage.show(first, "systemctl start trimaran", self.journal(first))
         for host in others:
@@ -360,11 +362,11 @@ class Demo:
         self.stage.show(asker, f"fetch {page.split()[-1]}", page)
 
 
-def play(stage: Stage) -> None:
+def play(stage: Stage, backend: str) -> None:
     """Run the demo on hosts of its own, and check that nothing of them is left."""
     with Site() as site:
         try:
-            Demo(stage, site).run()
+            Demo(stage, site, backend).run()
         except (HostError, StepError, subprocess.TimeoutExpired):
             stage.print_journals(site.hosts)
             raise
@@ -396,6 +398,11 @@ def interrupt(number: int, frame: object) -> None:
 
 def main() -> int:
     """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(prog="./run demo", description="Three hosts and a power cut.")
+    parser.add_argument(
+        "--backend", choices=["vxlan", "udp"], default="vxlan", help="of the overlay (%(default)s)"
+    )
+    options = parser.parse_args()
     become_root()
     reason = why_not()
     if reason:
@@ -405,7 +412,7 @@ def main() -> int:
         signal.signal(number, interrupt)
     stage = Stage()
     try:
-        play(stage)
+        play(stage, options.backend)
         return 0
     except (HostError, StepError, subprocess.TimeoutExpired):
         return 1
