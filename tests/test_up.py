@@ -418,3 +418,18 @@ def test_a_killed_host_daemon_comes_back_and_units_do_not_notice(hosts: HostStar
     listing = await_output(second, "running", "trimaran", "unit", "list")
     assert listing.count("running") == 2
     assert pids() == before
+
+
+def test_the_daemons_run_as_services_of_their_own(host: Host) -> None:
+    path = host.ask("printenv", "PATH")
+    for name in ("stored", "netd", "fleetd"):
+        unit = f"trimaran-{name}.service"
+        text = up.UNIT_FILE.with_name(unit).read_text()
+        host.write_unit(unit, text.replace("[Service]", f"[Service]\nEnvironment=PATH={path}"))
+        host.run("systemctl", "start", "--no-block" if name == "netd" else "--quiet", unit)
+    host.run("trimaran", "net", "config", "set", "--network", "10.9.0.0/16")
+    for name in ("stored", "netd", "fleetd"):
+        await_output(host, "active", "systemctl", "is-active", f"trimaran-{name}")
+    await_output(host, "10.9.", "cat", "/run/flannel/subnet.env")
+    assert host.address in host.ask("trimaran", "machine", "list")
+    assert host.path("/var/lib/trimaran/store/member.json").exists()
