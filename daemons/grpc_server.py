@@ -17,6 +17,7 @@ from trimaran.ext import rpc
 
 LOG = logging.getLogger("trimaran.grpc")
 TICK_S = 1.0
+NOTICE_S = 0.1  # from the notice of shutdown until streams are ended
 QUEUE_HIGH_BYTES = 1 << 20
 
 
@@ -213,18 +214,20 @@ class GrpcServer:
         return self._engine.counters()
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """Stop accepting, let open calls finish, then end what is left.
+        """Stop accepting, end streams, let other open calls finish, then end what is left.
 
         Args:
             grace_s: how long open calls may take.
         """
-        if self._closed:
+        if self._closed or self._all_gone is not None:
             return
-        self._engine.shutdown()
         self._all_gone = asyncio.Event()
+        self._engine.shutdown()
         self.flush_soon()
+        final_word = self._loop.call_later(min(NOTICE_S, grace_s), self._end_streams)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_gone.wait(), grace_s)
+        final_word.cancel()
         self._closed = True
         self._loop.remove_reader(self._fileno)
         if self._tick_handle is not None:
@@ -251,6 +254,10 @@ class GrpcServer:
     def _turn_again(self) -> None:
         if not self._closed:
             self._turn()
+
+    def _end_streams(self) -> None:
+        self._engine.tick()
+        self.flush()
 
     def _tick(self) -> None:
         self._engine.tick()

@@ -308,6 +308,29 @@ def test_other_protocols_are_handed_on() -> None:
     uvloop.run(asyncio.wait_for(main(), 30))
 
 
+def test_stopping_ends_streams_and_awaits_other_calls() -> None:
+    async def scenario(bench: Bench) -> None:
+        streams = []
+        for path, replies in (("/hot.Test/Echo", 1), ("/cold.Test/Twice", 2)):
+            streams.append(bench.channel.stream_stream(path)(timeout=10))
+            await streams[-1].write(b"x")
+            for _ in range(replies):
+                assert await streams[-1].read() == b"x"
+        waiting = asyncio.ensure_future(bench.unary("/hot.Test/Later", b"x"))
+        await bench.calls_become(3)
+        stopping = asyncio.ensure_future(bench.server.stop(grace_s=20))
+        for stream in streams:
+            assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+            assert await stream.details() == "the server is shutting down"
+        assert not waiting.done()
+        hot_library().hot_reply_later()
+        bench.server.flush_soon()
+        assert await waiting == b"late"
+        await stopping
+
+    run(scenario)
+
+
 def test_many_connections_come_and_go() -> None:
     async def one(port: int, greet: bytes) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)

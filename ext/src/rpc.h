@@ -98,7 +98,8 @@ int trimaran_rpc_poll(trimaran_rpc_server *server);
 int trimaran_rpc_flush(trimaran_rpc_server *server);
 /* Time-outs and keepalive; to be called about every second. */
 void trimaran_rpc_tick(trimaran_rpc_server *server);
-/* Stop accepting, and tell every client to go away once its open calls are answered. */
+/* Stop accepting, and tell every client to go away once its open calls are answered. The next tick
+ * says so finally and ends the streams; calls still without an answer stay open. */
 void trimaran_rpc_shutdown(trimaran_rpc_server *server);
 
 typedef struct trimaran_rpc_counters {

@@ -35,6 +35,8 @@ typedef struct rpc_memory {
     void *slabs;
 } rpc_memory;
 
+enum { STATUS_UNAVAILABLE = 14 };
+
 enum { KIND_LISTENER, KIND_CONNECTION };
 
 /* Bytes from head to tail of data are in use. */

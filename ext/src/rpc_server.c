@@ -221,12 +221,22 @@ int trimaran_rpc_flush(trimaran_rpc_server *server) {
     return server->dirty != NULL;
 }
 
+/* A call that has sent messages and no status is a stream, which need never end by itself. */
+static void end_streams(trimaran_rpc_connection *connection) {
+    for (trimaran_rpc_call *call = connection->calls; call != NULL; call = call->next) {
+        if (call->flags & CALL_RESPONDED) {
+            trimaran_rpc_call_fail(call, 200, STATUS_UNAVAILABLE, "the server is shutting down");
+        }
+    }
+}
+
 void trimaran_rpc_tick(trimaran_rpc_server *server) {
     update_clock(server);
     for (trimaran_rpc_connection *at = server->connections; at != NULL; at = at->next) {
         trimaran_rpc_connection_tick(at);
         if (server->shutting_down && at->state == STATE_OPEN && !at->told_to_go) {
             dismiss(at, true); /* the notice has had its round trip */
+            end_streams(at);
         }
     }
     trimaran_rpc_reap(server);
