@@ -151,7 +151,7 @@ class Stored:
         self._timers: list[asyncio.TimerHandle] = []
         self._seal_timer: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None
-        self._log_cut: asyncio.Future[None] | None = None
+        self._log_cut = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._disk_error = 0
@@ -222,8 +222,6 @@ class Stored:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(etcd_error("STOPPED"))
-        if self._log_cut is not None:
-            await asyncio.wait([self._log_cut])
         await self._loop.run_in_executor(None, self.member.close)
         LOG.info("stopped")
 
@@ -322,23 +320,16 @@ class Stored:
         self._turn_and_flush()
 
     def _cut_log(self) -> None:
-        """Drop log entries the state no longer needs, on a thread: it waits for a flush."""
-        if self._log_cut is not None and not self._log_cut.done():
-            return
+        """Drop log entries that the state no longer needs."""
         target = log_compaction_target(
             first_index=self.member.log_range()[0],
             persisted_index=self.member.persisted_index,
             snapshot_count=self.options.snapshot_count,
             catch_up_entries=self.options.snapshot_catchup_entries,
         )
-        if target is not None:
-            self._log_cut = self._loop.run_in_executor(None, self._compact_log, target)
-
-    def _compact_log(self, index: int) -> None:
-        try:
-            self.member.compact_log(index)
-        except OSError as error:
-            LOG.warning("cannot cut the raft log at %d: %s", index, error)
+        if target is not None and target > self._log_cut:
+            self._log_cut = target
+            self.member.compact_log(target)
 
     def _expire_leases(self) -> None:
         now = time.monotonic()

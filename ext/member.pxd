@@ -29,7 +29,6 @@ cdef extern from "trimaran/raftlog.h" nogil:
     uint64_t trimaran_raftlog_last_index(trimaran_raftlog *log)
     int trimaran_raftlog_term(trimaran_raftlog *log, uint64_t index, uint64_t *term)
     void trimaran_raftlog_hard_state(trimaran_raftlog *log, trimaran_hard_state *out)
-    int trimaran_raftlog_compact(trimaran_raftlog *log, uint64_t index)
     const char *trimaran_raftlog_open_error()
 
 
@@ -45,6 +44,7 @@ cdef extern from "logthread.h" nogil:
                                   const trimaran_entry *entries, size_t count, uint64_t *sequence)
     void trimaran_logthread_completed(trimaran_logthread *thread,
                                       trimaran_logthread_completion *out)
+    void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index)
     int trimaran_logthread_stop(trimaran_logthread *thread)
 
 

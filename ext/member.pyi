@@ -131,7 +131,7 @@ class Member:
         """Return the first and last index of the raft log."""
 
     def compact_log(self, index: int) -> None:
-        """Drop log entries up to index. May be called on another thread."""
+        """Drop log entries up to index, soon, on a thread of the log."""
 
     def progress(self) -> None:
         """Notify quiet watchers of the revision they have reached."""

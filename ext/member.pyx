@@ -289,13 +289,8 @@ cdef class Member:
         return trimaran_raftlog_first_index(self.log), trimaran_raftlog_last_index(self.log)
 
     def compact_log(self, uint64_t index):
-        cdef int code
-        cdef trimaran_raftlog *log = self.log
         self.check()
-        with nogil:
-            code = trimaran_raftlog_compact(log, index)
-        if code != 0:
-            raise OSError(-code, os.strerror(-code))
+        trimaran_logthread_compact(self.thread, index)
 
     def progress(self):
         self.check()

@@ -1,6 +1,7 @@
 /* The hot messages of etcd's v3 protocol as C structures, decoded without copying.
  *
- * Byte fields are slices of the request; arrays come from an arena. Field numbers: etcd's rpc.proto.
+ * Byte fields are slices of the request; arrays come from an arena. Field numbers are those of
+ * etcd's rpc.proto.
  */
 #ifndef TRIMARAN_CODEC_H
 #define TRIMARAN_CODEC_H

@@ -489,7 +489,9 @@ void trimaran_service_apply(trimaran_service *service, uint64_t index, uint64_t 
         abort(); /* written by a later version: the open checks versions before */
     for (size_t i = 0; at != end; i++) {
         assert(end - at >= 5);
-        size_t size = (size_t)at[1] | (size_t)at[2] << 8 | (size_t)at[3] << 16 | (size_t)at[4] << 24;
+        size_t size = 0;
+        for (int byte = 4; byte > 0; byte--)
+            size = size << 8 | at[byte];
         assert((size_t)(end - at) - 5 >= size);
         waiter_t *waiter = batch != NULL && i < batch->count ? &batch->waiters[i] : NULL;
         apply_operation(service, (trimaran_op_kind)at[0], trimaran_slice_of(at + 5, size), waiter);
