@@ -95,6 +95,7 @@ class Engine:
     async def run(self) -> None:
         """Follow presence and the leader key, and campaign whenever there is no leader."""
         async with asyncio.TaskGroup() as self._group:
+            self._group.create_task(self._watch_steadiness(), name="fleet steadiness")
             retry_s = RETRY_FIRST_S
             while True:
                 await self._presence.acquired.wait()
@@ -106,6 +107,14 @@ class Engine:
                     log.warning("the engine cannot follow the store: %s; trying again", error)
                     await asyncio.sleep(retry_s)
                     retry_s = min(retry_s * 2, RETRY_LAST_S)
+
+    async def _watch_steadiness(self) -> None:
+        """Remember outages: when the store is back, others' leases may end before their renewal."""
+        while True:
+            await self._presence.acquired.wait()
+            await asyncio.sleep(self._presence.check_interval_s)
+            if not self._presence.is_steady:
+                self._judge.unsteady(time.monotonic())
 
     async def _stand_by(self) -> None:
         # One range that holds the leader key and every machine: of one revision, in one watch.
@@ -157,8 +166,6 @@ class Engine:
         if event.type == EventType.PUT:
             self._judge.appeared(machine)
         else:
-            if not self._presence.is_steady:
-                self._judge.unsteady(time.monotonic())
             self._judge.vanished(machine, time.monotonic())
             log.info("machine %s is gone", machine)
 

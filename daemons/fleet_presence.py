@@ -86,8 +86,17 @@ class Presence:
 
     @property
     def is_steady(self) -> bool:
-        """Whether the store has answered within half the time to live."""
-        return self._deadline_s() - time.monotonic() > self._ttl_s / 2
+        """Whether the store has confirmed the lease lately.
+
+        Renewals are a third of the time to live apart. An outage that ends any lease lasts two
+        thirds of it at least, and is noticed here before that.
+        """
+        return self._deadline_s() - time.monotonic() > self._ttl_s * 0.4
+
+    @property
+    def check_interval_s(self) -> float:
+        """How often to look whether it is steady, so as to miss no outage that ends leases."""
+        return self._ttl_s / 20
 
     async def run(self) -> None:
         """Be present, through every loss of the store, until cancelled. The lease is left."""

@@ -134,11 +134,12 @@ class Fleet:
             assert time.monotonic() < deadline_s, f"not in {timeout_s} s: {what}\n{self.logs()}"
             time.sleep(0.1)
 
-    def wait_log(self, text: str) -> None:
-        """Wait until every daemon has logged something."""
+    def wait_log(self, text: str, since_s: float) -> None:
+        """Wait until every daemon has logged something after a moment of the wall clock."""
+        journal = ("journalctl", "--no-pager", "-u", "trimaran-fleetd", f"--since=@{since_s:.3f}")
 
         def said(host: Host) -> bool:
-            return text in host.ask("journalctl", "--no-pager", "-u", "trimaran-fleetd")
+            return text in host.ask(*journal)
 
         self.wait(lambda: all(said(host) for host in self.hosts), f"all log: {text}")
 

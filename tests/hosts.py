@@ -66,7 +66,10 @@ systemd-udevd.service systemd-update-utmp.service
 # ends, then takes everything down.
 GUARDIAN = r"""
 trap '' INT TERM HUP
-ip link add name lan type bridge && ip addr add "$2" dev lan && ip link set lan up || exit 1
+# A bridge without an address of its own takes the lowest of its ports, and so a new one when that
+# port goes: the other hosts then send to the old one for seconds.
+ip link add name lan address 02:00:0a:4d:00:fe type bridge || exit 1
+ip addr add "$2" dev lan && ip link set lan up || exit 1
 ip link set lo up
 echo ready
 exec >/dev/null

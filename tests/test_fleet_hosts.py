@@ -1,7 +1,9 @@
 """The fleet on three hosts with real systemd, against each kind of store."""
 
 import json
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,8 +151,8 @@ def test_a_restarted_daemon_leaves_units_alone(fleet: Fleet, tmp_path: Path) -> 
     fleet.trimaran("unit", "start", write(tmp_path, "hello.service"))
     (host,) = fleet.hosts_of("hello.service")
     pid = main_pid(host, "hello.service")
-    for signal in ("KILL", "TERM"):
-        host.run("systemctl", "kill", "--signal", signal, "trimaran-fleetd")
+    for name in ("KILL", "TERM"):
+        host.run("systemctl", "kill", "--signal", name, "trimaran-fleetd")
         fleet.wait(
             lambda: host.ask("systemctl", "is-active", "trimaran-fleetd") != "active", "it ends"
         )
@@ -256,16 +258,25 @@ def test_an_idle_fleet_writes_nothing(fleet: Fleet, tmp_path: Path) -> None:
     assert revision() == before
 
 
-def test_a_store_away_for_long_stops_nothing(fleet: Fleet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+def test_a_store_away_for_long_stops_nothing(fleet: Fleet, tmp_path: Path, fault: str) -> None:
+    since = time.time()
     fleet.trimaran("unit", "start", write(tmp_path, "every.service", "Global=true"))
     for number in range(3):
         fleet.trimaran("unit", "start", write(tmp_path, f"single{number}.service"))
     units = [("every.service", host) for host in fleet.hosts]
     units += [(f"single{n}.service", fleet.hosts_of(f"single{n}.service")[0]) for n in range(3)]
     pids = [main_pid(host, unit) for unit, host in units]
-    fleet.store.kill()
-    fleet.wait_log("the store was out of reach")
-    fleet.store.start()
+    # A frozen store finds all leases run out when it wakes.
+    if fault == "killed":
+        fleet.store.kill()
+    else:
+        fleet.store.signal(signal.SIGSTOP)
+    fleet.wait_log("the store was out of reach", since)
+    if fault == "killed":
+        fleet.store.start()
+    else:
+        fleet.store.signal(signal.SIGCONT)
     fleet.wait(lambda: len(fleet.machines()) == 3, "all machines are back")
     # An order that passes through engine and agents comes after what they do on their return.
     fleet.trimaran("unit", "start", write(tmp_path, "after.service", "Global=true"))
