@@ -15,6 +15,7 @@ from aiohttp import web
 
 from trimaran.daemons.data_directory import Identity, open_data_directory
 from trimaran.daemons.grpc_server import GrpcServer
+from trimaran.daemons.health import HealthService
 from trimaran.daemons.store_http import make_application
 from trimaran.daemons.store_rpc import StoreMethods
 from trimaran.errors import ETCD_ERRORS, ConfigError, StoreError, etcd_error
@@ -198,6 +199,7 @@ class Stored:
         )
         self.server.before_flush = self._turn
         StoreMethods(self).register(self.server)
+        self.health = HealthService(self.server)
         self._runner = web.AppRunner(make_application(self), access_log=None)
         await self._runner.setup()
         await self.server.start(sockets, self._runner.server)
@@ -212,6 +214,7 @@ class Stored:
         if self._stopping:
             return
         self._stopping = True
+        self.health.set_serving(False)
         await self.server.stop()
         await self._runner.cleanup()
         self._loop.remove_reader(self.member.log_fd)
