@@ -9,6 +9,9 @@ h2load knows HTTP status codes only. That each request succeeded is checked othe
 puts must advance the revision by exactly its number; a series of ranges must bring back exactly its
 number of bodies of the right size.
 
+With --keys N the client is load.c instead, which draws keys of 8 bytes at random from N of them
+and checks grpc-status itself; before ranges it puts 3 N times, so that nearly all keys are there.
+
 Each case is measured in several rounds, the order of the servers alternating; the table has the
 medians. Latency comes from a run of its own because h2load's log costs a system call a request.
 """
@@ -146,10 +149,67 @@ class Client:
         self.data_bytes = int(data[1])
         return float(rate[1])
 
-    def latencies_us(self) -> list[int]:
-        """Give the latencies of the run that was logged last, sorted."""
+    def latencies_us(self) -> tuple[float, float]:
+        """Give median and 99th percentile of the run that was logged last."""
         lines = (self.folder / "log").read_text().splitlines()
-        return sorted(int(line.split("\t")[2]) for line in lines)
+        sorted_us = sorted(int(line.split("\t")[2]) for line in lines)
+        return sorted_us[len(sorted_us) // 2], sorted_us[len(sorted_us) * 99 // 100]
+
+    def check(self, after: object, case: Case, requests: int) -> None:
+        """Check by the size of all answers that each range brought the key.
+
+        Raises:
+            BenchError: it did not.
+        """
+        expected_bytes = requests * (5 + len(after.SerializeToString()))
+        if case.operation == "range" and self.data_bytes != expected_bytes:
+            raise BenchError(f"ranges brought {self.data_bytes} bytes, not {expected_bytes}")
+        if after.kvs[0].value != VALUE:
+            raise BenchError("the key does not hold what was put")
+
+
+class KeysClient(Client):
+    """load.c: many keys. It is compiled into the folder.
+
+    Args:
+        folder, pin: as in Client.
+        keys: how many.
+    """
+
+    def __init__(self, folder: Path, keys: int, pin: str = "") -> None:
+        super().__init__(folder, pin)
+        self.keys = keys
+        self.percentiles_us = (0.0, 0.0)
+        source = Path(__file__).with_name("load.c")
+        flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra"]
+        line = ["cc", *flags, "-o", str(folder / "load"), str(source), "-lnghttp2"]
+        built = subprocess.run(line, capture_output=True, text=True)
+        if built.returncode != 0:
+            raise BenchError(f"load.c does not compile: {built.stderr}")
+
+    def run(self, server: StoreServer, case: Case, requests: int, log: bool = False) -> float:
+        """Send requests and give how many a second succeeded.
+
+        Raises:
+            BenchError: one did not.
+        """
+        connections, streams = case.shape
+        line = ["taskset", "-c", self.pin] if self.pin else []
+        line += [str(self.folder / "load"), str(server.client_port), case.operation]
+        line += [str(n) for n in (connections, streams, requests, self.keys, len(VALUE))]
+        answer = subprocess.run(line, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+        if answer.returncode != 0:
+            raise BenchError(f"load failed: {answer.stdout}{answer.stderr}")
+        found = json.loads(answer.stdout)
+        self.percentiles_us = (found["p50_us"], found["p99_us"])
+        return float(found["good"] / found["seconds"])
+
+    def latencies_us(self) -> tuple[float, float]:
+        """Give median and 99th percentile of the last run."""
+        return self.percentiles_us
+
+    def check(self, after: object, case: Case, requests: int) -> None:
+        """Nothing is left to check: the client has looked at every status."""
 
 
 def checked_run(
@@ -162,11 +222,7 @@ def checked_run(
     advance = after.header.revision - before.header.revision
     if advance != (requests if case.operation == "put" else 0):
         raise BenchError(f"{requests} times {case.operation} moved the revision by {advance}")
-    if after.kvs[0].value != VALUE or (case.operation == "put" and advance != requests):
-        raise BenchError("the key does not hold what was put")
-    expected_bytes = requests * (5 + len(after.SerializeToString()))
-    if case.operation == "range" and client.data_bytes != expected_bytes:
-        raise BenchError(f"ranges brought {client.data_bytes} bytes, not {expected_bytes}")
+    client.check(after, case, requests)
     case.requests += requests
     return rate
 
@@ -185,9 +241,7 @@ def measure_latency(client: Client, server: StoreServer, case: Case, seconds: fl
     """Fill in the latencies of a case by a run with h2load's log."""
     least = 2 * case.shape[0] * case.shape[1]
     checked_run(client, server, case, max(least, int(case.rate * seconds / 2)), log=True)
-    latencies = client.latencies_us()
-    case.p50_us = latencies[len(latencies) // 2]
-    case.p99_us = latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)]
+    case.p50_us, case.p99_us = client.latencies_us()
 
 
 def file_system(path: Path) -> str:
@@ -207,10 +261,15 @@ def run_all(options: argparse.Namespace) -> list[Case]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimaran-bench-")))
         client = Client(folder, options.client_cpus)
+        if options.keys > 1:
+            client = KeysClient(folder, options.keys, options.client_cpus)
         servers = {}
         for kind in options.kinds:
             servers[kind] = stack.enter_context(StoreServer(kind, name="bench"))
             call(servers[kind], PATHS["put"], pb.PutRequest(key=KEY, value=VALUE))
+            if options.keys > 1 and "range" in options.operations:
+                filling = Case(kind, "put", (10, 100))
+                client.run(servers[kind], filling, max(1000, 3 * options.keys))
             if options.server_cpus:
                 taskset = ["taskset", "-a", "-p", "-c", options.server_cpus]
                 subprocess.run([*taskset, str(servers[kind].pid)], check=True, capture_output=True)
@@ -248,7 +307,7 @@ def table(cases: Sequence[Case], reference: str) -> str:
 
 def report(cases: Sequence[Case], options: argparse.Namespace) -> dict[str, object]:
     """Build the JSON line: parameters, figures, and a hash of what the stores were asked."""
-    asked = [(c.operation, c.shape, len(KEY), len(VALUE)) for c in cases]
+    asked = [(c.operation, c.shape, len(KEY), len(VALUE), options.keys) for c in cases]
     return {
         "bench": "store",
         "parameters": {key: value for key, value in vars(options).items() if key != "smoke"},
@@ -289,6 +348,7 @@ def parse(smoke: bool, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", default=["3.5", "trimaran"], help="3.4 3.5 trimaran")
     parser.add_argument("--operations", nargs="+", default=list(PATHS), choices=list(PATHS))
     parser.add_argument("--shapes", nargs="+", type=_shape, default=shapes, metavar="CxS")
+    parser.add_argument("--keys", type=int, default=1, help="more than one: at random")
     parser.add_argument("--server-cpus", default="", help="pin every server, e.g. 0")
     parser.add_argument("--client-cpus", default="", help="pin the client, e.g. 1")
     return parser.parse_args(arguments)

@@ -27,6 +27,11 @@ def test_smoke(name: str) -> None:
     assert json.loads(lines[0])["bench"] == name
 
 
+def test_store_with_many_keys() -> None:
+    answer = run("store", "--smoke", "--keys", "100")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
 def test_unknown_name_is_refused() -> None:
     answer = run("nothing-of-this-name")
     assert answer.returncode == 2
