@@ -1,89 +1,46 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
+from trimaran.ext.raft cimport (
+    trimaran_raft,
+    trimaran_raft_campaign,
+    trimaran_raft_config,
+    trimaran_raft_free,
+    trimaran_raft_new,
+    trimaran_raft_new_error,
+    trimaran_raft_status,
+    trimaran_raft_status_get,
+    trimaran_raft_tick,
+)
+from trimaran.ext.raftlog cimport (
+    trimaran_entry,
+    trimaran_hard_state,
+    trimaran_logthread,
+    trimaran_logthread_append,
+    trimaran_logthread_compact,
+    trimaran_logthread_completed,
+    trimaran_logthread_completion,
+    trimaran_logthread_fd,
+    trimaran_logthread_start,
+    trimaran_logthread_stop,
+    trimaran_logthread_submit,
+    trimaran_raftlog,
+    trimaran_raftlog_close,
+    trimaran_raftlog_first_index,
+    trimaran_raftlog_hard_state,
+    trimaran_raftlog_last_index,
+    trimaran_raftlog_open,
+    trimaran_raftlog_open_error,
+    trimaran_raftlog_options,
+    trimaran_raftlog_read,
+    trimaran_raftlog_term,
+    trimaran_raftlog_visitor,
+)
+
 
 cdef extern from "bytes.h" nogil:
     ctypedef struct trimaran_slice:
         const uint8_t *data
         size_t size
-
-
-cdef extern from "trimaran/raftlog.h" nogil:
-    ctypedef struct trimaran_raftlog
-    ctypedef struct trimaran_entry
-    ctypedef struct trimaran_hard_state:
-        uint64_t term
-        uint64_t vote
-        uint64_t commit
-    ctypedef struct trimaran_raftlog_options:
-        uint32_t struct_size
-        uint32_t flags
-        uint64_t map_size_bytes
-        uint64_t journal_size_bytes
-    ctypedef int (*trimaran_raftlog_visitor)(void *context, const trimaran_entry *entry)
-    int trimaran_raftlog_open(const char *directory, const trimaran_raftlog_options *options,
-                              trimaran_raftlog **out)
-    int trimaran_raftlog_close(trimaran_raftlog *log)
-    int trimaran_raftlog_read(trimaran_raftlog *log, uint64_t first, uint64_t last,
-                              uint64_t max_bytes, trimaran_raftlog_visitor visitor, void *context)
-    uint64_t trimaran_raftlog_first_index(trimaran_raftlog *log)
-    uint64_t trimaran_raftlog_last_index(trimaran_raftlog *log)
-    int trimaran_raftlog_term(trimaran_raftlog *log, uint64_t index, uint64_t *term)
-    void trimaran_raftlog_hard_state(trimaran_raftlog *log, trimaran_hard_state *out)
-    const char *trimaran_raftlog_open_error()
-
-
-cdef extern from "logthread.h" nogil:
-    ctypedef struct trimaran_logthread
-    ctypedef struct trimaran_logthread_completion:
-        pass
-    int trimaran_logthread_start(trimaran_raftlog *log, trimaran_logthread **out)
-    int trimaran_logthread_fd(const trimaran_logthread *thread)
-    int trimaran_logthread_submit(trimaran_logthread *thread, const trimaran_hard_state *state,
-                                  const trimaran_entry *entries, size_t count, uint64_t *sequence)
-    int trimaran_logthread_append(trimaran_logthread *thread, const trimaran_hard_state *state,
-                                  const trimaran_entry *entries, size_t count, uint64_t *sequence)
-    void trimaran_logthread_completed(trimaran_logthread *thread,
-                                      trimaran_logthread_completion *out)
-    void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index)
-    int trimaran_logthread_stop(trimaran_logthread *thread)
-
-
-cdef extern from "trimaran/raft.h" nogil:
-    ctypedef struct trimaran_raft
-    ctypedef enum trimaran_raft_role:
-        pass
-    ctypedef struct trimaran_raft_config:
-        uint32_t struct_size
-        uint32_t election_ticks
-        uint32_t heartbeat_ticks
-        uint32_t voter_count
-        const uint64_t *voters
-        uint64_t id
-        uint64_t seed
-        uint64_t max_uncommitted_bytes
-        trimaran_hard_state hard_state
-        uint64_t first_index
-        uint64_t last_index
-        uint64_t applied_index
-        int (*term)(void *context, uint64_t index, uint64_t *term) noexcept
-        void *term_context
-    ctypedef struct trimaran_raft_status:
-        int role
-        uint64_t id
-        uint64_t leader
-        uint64_t term
-        uint64_t vote
-        uint64_t commit
-        uint64_t applied
-        uint64_t stable
-        uint64_t last_index
-        uint64_t uncommitted_bytes
-    int trimaran_raft_new(const trimaran_raft_config *config, trimaran_raft **out)
-    void trimaran_raft_free(trimaran_raft *raft)
-    const char *trimaran_raft_new_error()
-    void trimaran_raft_tick(trimaran_raft *raft)
-    void trimaran_raft_campaign(trimaran_raft *raft)
-    void trimaran_raft_status_get(const trimaran_raft *raft, trimaran_raft_status *out)
 
 
 cdef extern from "leasetable.h" nogil:
