@@ -1,5 +1,6 @@
 """Fixtures every test may use."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,6 +9,11 @@ from etcd_server import StoreServer, missing_reason
 from hosts import Host, Site, why_not
 
 HostStarter = Callable[[int], list[Host]]
+
+# A runner in the background of a shell starts with SIGINT ignored, and so would every program that
+# the tests start and interrupt. A handler here gives them the default back.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
