@@ -143,6 +143,7 @@ static trimaran_error apply_lease_revoke(trimaran_mvcc *mvcc, trimaran_slice req
 
 enum { ALARM_GET, ALARM_ACTIVATE, ALARM_DEACTIVATE };
 
+/* An alarm of a kind that is not known stands for nothing, and nobody could name it. */
 trimaran_error trimaran_apply_alarm(trimaran_mvcc *mvcc, trimaran_slice request)
 {
     uint64_t numbers[8];
@@ -155,7 +156,8 @@ trimaran_error trimaran_apply_alarm(trimaran_mvcc *mvcc, trimaran_slice request)
                                          mvcc->alarms[place].kind != alarm.kind))
         place++;
     trimaran_slice key = row_key(row, "alarm/", alarm.member_id, alarm.kind);
-    if (numbers[1] == ALARM_ACTIVATE && place == mvcc->alarm_count && alarm.kind != 0) {
+    if (numbers[1] == ALARM_ACTIVATE && place == mvcc->alarm_count &&
+        (alarm.kind == TRIMARAN_ALARM_NO_SPACE || alarm.kind == TRIMARAN_ALARM_CORRUPT)) {
         mvcc->alarms =
             trimaran_reallocate(mvcc->alarms, (place + 1) * sizeof *mvcc->alarms);
         mvcc->alarms[mvcc->alarm_count++] = alarm;
