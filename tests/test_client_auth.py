@@ -15,7 +15,7 @@ from trimaran.wire import etcd_pb2 as pb
 from trimaran.wire.methods import METHODS
 
 
-@pytest.fixture(params=["3.4", "3.5", "trimaran"])
+@pytest.fixture(params=["3.4", "3.5"])
 def server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     reason = missing_reason(request.param)
     if reason is not None:

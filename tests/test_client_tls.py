@@ -83,7 +83,7 @@ def _builder(subject: str, issuer: str, key: ec.EllipticCurvePublicKey) -> x509.
     )
 
 
-@pytest.mark.parametrize("kind", ["3.4", "3.5", "trimaran"])
+@pytest.mark.parametrize("kind", ["3.4", "3.5"])
 def test_who_is_trusted(kind: str, tmp_path: Path) -> None:
     reason = missing_reason(kind)
     if reason is not None:
@@ -113,7 +113,7 @@ def test_who_is_trusted(kind: str, tmp_path: Path) -> None:
         run(main(server))
 
 
-@pytest.mark.parametrize("kind", ["3.5", "trimaran"])
+@pytest.mark.parametrize("kind", ["3.5"])
 def test_server_name_and_client_certificate(kind: str, tmp_path: Path) -> None:
     reason = missing_reason(kind)
     if reason is not None:

@@ -1,6 +1,8 @@
 /* The hot methods; see service.h. */
 #include "service.h"
 
+#include <stdio.h>
+
 enum { METHOD_RANGE, METHOD_PUT, METHOD_DELETE, METHOD_TXN, METHOD_COMPACT, METHOD_WATCH };
 enum { BATCH_VERSION = 1, BATCH_OPERATIONS_MAX = 4096, BATCH_BYTES_MAX = 1 << 20 };
 enum { COMPACT_KEYS_A_STEP = 1000 };
@@ -485,8 +487,13 @@ void trimaran_service_apply(trimaran_service *service, uint64_t index, uint64_t 
     if (batch != NULL && batch->term != term)
         refuse_waiters(service, batch, TRIMARAN_ERROR_STOPPED);
     const uint8_t *at = entry.data, *end = entry.data + entry.size;
-    if (entry.size > 0 && *at++ != BATCH_VERSION)
-        abort(); /* written by a later version: the open checks versions before */
+    if (entry.size > 0 && *at++ != BATCH_VERSION) {
+        /* Going on without it would make this member's state another than the others'. */
+        fprintf(stderr, "trimaran: log entry %llu is of batch version %d, this build knows %d: run "
+                        "the version that wrote it\n",
+                (unsigned long long)index, entry.data[0], BATCH_VERSION);
+        abort();
+    }
     for (size_t i = 0; at != end; i++) {
         assert(end - at >= 5);
         size_t size = 0;

@@ -1,7 +1,9 @@
 /* The state store over LMDB; see state.h. */
+#define _GNU_SOURCE
 #include "state.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <lmdb.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -13,6 +15,9 @@
 #include "state_batch.h"
 
 enum { REVISION_SIZE = 16, RETRY_MS = 500 };
+
+/* Disk space held ready beyond what the next commit may take. */
+enum { RESERVE_AHEAD_BYTES = 16 << 20 };
 
 struct trimaran_state {
     MDB_env *env;
@@ -29,6 +34,7 @@ struct trimaran_state {
     trimaran_batch *work;
     bool done, stop;
     int event_fd;
+    off_t reserved; /* bytes of the file whose blocks the disk has promised */
     _Atomic int error;
     _Atomic int64_t size_total, size_in_use;
 };
@@ -108,23 +114,54 @@ static int commit_rows(trimaran_state *state, MDB_txn *txn, const trimaran_batch
     return mdb_put(txn, state->rows, &key, &value, 0);
 }
 
-static void measure(trimaran_state *state, MDB_txn *txn)
+static void measure_tables(trimaran_state *state, MDB_txn *txn)
 {
-    MDB_envinfo info;
     MDB_stat changes, rows;
-    mdb_env_info(state->env, &info);
     mdb_stat(txn, state->changes, &changes);
     mdb_stat(txn, state->rows, &rows);
     size_t pages = changes.ms_branch_pages + changes.ms_leaf_pages + changes.ms_overflow_pages +
-                   rows.ms_branch_pages + rows.ms_leaf_pages + rows.ms_overflow_pages + 4;
+                   rows.ms_branch_pages + rows.ms_leaf_pages + rows.ms_overflow_pages;
     atomic_store(&state->size_in_use, (int64_t)(pages * changes.ms_psize));
-    atomic_store(&state->size_total, (int64_t)((info.me_last_pgno + 1) * changes.ms_psize));
+}
+
+static int64_t used_bytes(const trimaran_state *state)
+{
+    MDB_envinfo info;
+    MDB_stat stat;
+    mdb_env_info(state->env, &info);
+    mdb_env_stat(state->env, &stat);
+    return (int64_t)((info.me_last_pgno + 1) * stat.ms_psize);
+}
+
+/* Have the disk promise the blocks a commit may write. LMDB reports a disk that fills up in the
+ * middle of a commit as an input or output error, which cannot be told from a broken disk. */
+static int reserve_space(trimaran_state *state, const trimaran_batch *batch)
+{
+    int64_t used = used_bytes(state), in_use = atomic_load(&state->size_in_use);
+    /* A deletion may copy a leaf and a branch, all of them no more than the whole tree. */
+    int64_t deletions = (int64_t)batch->forgotten_count * 8192;
+    int64_t need = used + (int64_t)batch->bytes * 2 + (1 << 20) +
+                   (deletions < in_use ? deletions : in_use);
+    int fd;
+    if (need <= state->reserved || mdb_env_get_fd(state->env, &fd) != 0)
+        return 0;
+    int64_t target = need + RESERVE_AHEAD_BYTES;
+    if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, target) != 0 && errno == ENOSPC) {
+        target = need;
+        if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, target) != 0)
+            return errno;
+    }
+    /* A file system that cannot promise space is used as it is. */
+    state->reserved = target;
+    return 0;
 }
 
 static int commit(trimaran_state *state, const trimaran_batch *batch)
 {
     MDB_txn *txn;
-    int code = mdb_txn_begin(state->env, NULL, 0, &txn);
+    int code = reserve_space(state, batch);
+    if (code == 0)
+        code = mdb_txn_begin(state->env, NULL, 0, &txn);
     if (code != 0)
         return code;
     code = commit_changes(state, txn, batch);
@@ -134,8 +171,11 @@ static int commit(trimaran_state *state, const trimaran_batch *batch)
         mdb_txn_abort(txn);
         return code;
     }
-    measure(state, txn);
-    return mdb_txn_commit(txn);
+    measure_tables(state, txn);
+    code = mdb_txn_commit(txn);
+    if (code == 0)
+        atomic_store(&state->size_total, used_bytes(state));
+    return code;
 }
 
 /* A full disk is waited out: the log keeps what is acknowledged, and the batch stays in memory. Any
@@ -203,8 +243,11 @@ static int open_tables(trimaran_state *state)
         mdb_txn_abort(txn);
         return code;
     }
-    measure(state, txn);
-    return mdb_txn_commit(txn);
+    measure_tables(state, txn);
+    code = mdb_txn_commit(txn);
+    if (code == 0)
+        atomic_store(&state->size_total, used_bytes(state));
+    return code;
 }
 
 static int open_environment(trimaran_state *state, const char *directory, size_t map_size_bytes)
