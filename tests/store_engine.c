@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "service.h"
@@ -325,6 +326,17 @@ static uint8_t collect(void)
     return trimaran_state_collect(state);
 }
 
+static uint8_t wait_for_error(void)
+{
+    struct timespec pause = {0, 10000000};
+    int error = 0;
+    for (int i = 0; i < 2000 && error == 0; i++) {
+        nanosleep(&pause, NULL);
+        error = trimaran_state_error(trimaran_mvcc_state(mvcc));
+    }
+    return (uint8_t)error;
+}
+
 /* Two switches, as one would be too long to read. */
 static uint8_t run_client_command(uint8_t command, trimaran_slice arguments)
 {
@@ -374,6 +386,7 @@ static uint8_t run_command(uint8_t command, trimaran_slice arguments)
     case 's': trimaran_state_scan(state, (int64_t)take(&arguments, 8), put_change, NULL); return 0;
     case 'e': return trimaran_state_seal(state);
     case 'c': return collect();
+    case 'f': return wait_for_error();
     case 'q': return trimaran_mvcc_compact_step(mvcc, take(&arguments, 4));
     case 'i': describe(); return 0;
     case 'k': return check_txn(arguments);

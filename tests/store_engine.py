@@ -1,6 +1,7 @@
 """The store's C engines in a process of their own, compiled with sanitizers: see store_engine.c."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import struct
@@ -154,8 +155,10 @@ class Engine:
     def command(self, name: str, arguments: bytes = b"") -> tuple[int, bytes]:
         """Run one command; what it sends to clients is appended to `sent`."""
         assert self._process.stdin is not None
-        self._process.stdin.write(struct.pack("<I", len(arguments) + 1) + name.encode() + arguments)
-        self._process.stdin.flush()
+        frame = struct.pack("<I", len(arguments) + 1) + name.encode() + arguments
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(frame)
+            self._process.stdin.flush()
         status, answer_size, sent_size = struct.unpack("<BII", self._read(9))
         answer, sent = self._read(answer_size), self._read(sent_size)
         at = 0
@@ -213,6 +216,11 @@ class Engine:
     def collect(self) -> None:
         """Wait for the commit to end, and take note."""
         assert self.command("c")[0] == 1, "the commit did not end"
+
+    def wait_for_error(self) -> str:
+        """Wait until a commit has met an error that it waits out."""
+        code, _ = self.command("f")
+        return os.strerror(code)
 
     def compact_step(self, keys: int) -> bool:
         """Compact on; False where nothing was left to do."""

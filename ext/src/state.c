@@ -4,17 +4,19 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <lmdb.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "state_batch.h"
 
-enum { REVISION_SIZE = 16, RETRY_MS = 500 };
+enum { REVISION_SIZE = 16, RETRY_MS = 500, SPARE_BYTES = 1 << 20, LOCK_FILE_BYTES = 16384 };
 
 /* Disk space held ready beyond what the next commit may take. */
 enum { RESERVE_AHEAD_BYTES = 16 << 20 };
@@ -178,15 +180,30 @@ static int commit(trimaran_state *state, const trimaran_batch *batch)
     return code;
 }
 
+/* Where the disk cannot promise blocks, LMDB still calls a write that ends short EIO. */
+static bool is_full(trimaran_state *state, const trimaran_batch *batch, int code)
+{
+    struct statvfs facts;
+    int fd;
+    if (code != EIO)
+        return code == ENOSPC || code == EDQUOT || code == MDB_MAP_FULL;
+    if (mdb_env_get_fd(state->env, &fd) != 0 || fstatvfs(fd, &facts) != 0)
+        return false;
+    return (uint64_t)facts.f_bavail * facts.f_frsize < batch->bytes + SPARE_BYTES;
+}
+
 /* A full disk is waited out: the log keeps what is acknowledged, and the batch stays in memory. Any
  * other failure leaves the environment in doubt, so the process ends and recovers by replay. */
 static void commit_until_done(trimaran_state *state, const trimaran_batch *batch)
 {
     int code;
     while ((code = commit(state, batch)) != 0) {
-        if (code != ENOSPC && code != EDQUOT && code != MDB_MAP_FULL)
+        if (!is_full(state, batch, code))
             die("commit", code);
-        atomic_store(&state->error, code == MDB_MAP_FULL ? ENOSPC : code);
+        atomic_store(&state->error, code == EDQUOT ? EDQUOT : ENOSPC);
+        pthread_mutex_lock(&state->mutex);
+        pthread_cond_broadcast(&state->changed);
+        pthread_mutex_unlock(&state->mutex);
         struct timespec pause = {0, RETRY_MS * 1000000L};
         nanosleep(&pause, NULL);
         pthread_mutex_lock(&state->mutex);
@@ -250,9 +267,26 @@ static int open_tables(trimaran_state *state)
     return code;
 }
 
+/* LMDB maps its lock file without reserving its blocks: on a full disk the first touch would be
+ * SIGBUS. */
+static int reserve_lock_file(const char *directory)
+{
+    char path[PATH_MAX];
+    if ((size_t)snprintf(path, sizeof path, "%s/lock.mdb", directory) >= sizeof path)
+        return ENAMETOOLONG;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return errno;
+    int code = posix_fallocate(fd, 0, LOCK_FILE_BYTES);
+    close(fd);
+    return code;
+}
+
 static int open_environment(trimaran_state *state, const char *directory, size_t map_size_bytes)
 {
-    int code = mdb_env_create(&state->env);
+    int code = reserve_lock_file(directory);
+    if (code == 0)
+        code = mdb_env_create(&state->env);
     if (code == 0)
         code = mdb_env_set_mapsize(state->env, map_size_bytes);
     if (code == 0)
@@ -296,10 +330,11 @@ int trimaran_state_open(const char *directory, size_t map_size_bytes, trimaran_s
     return 0;
 }
 
+/* Until the commit under way has ended, or has to wait for room. */
 static void wait_for_thread(trimaran_state *state)
 {
     pthread_mutex_lock(&state->mutex);
-    while (state->work != NULL)
+    while (state->work != NULL && trimaran_state_error(state) == 0)
         pthread_cond_wait(&state->changed, &state->mutex);
     pthread_mutex_unlock(&state->mutex);
     trimaran_state_collect(state);
@@ -308,11 +343,9 @@ static void wait_for_thread(trimaran_state *state)
 void trimaran_state_close(trimaran_state *state)
 {
     /* On a disk that stays full the last batches are left to the log's replay. */
-    if (trimaran_state_error(state) == 0) {
+    wait_for_thread(state);
+    if (trimaran_state_error(state) == 0 && trimaran_state_seal(state))
         wait_for_thread(state);
-        if (trimaran_state_seal(state))
-            wait_for_thread(state);
-    }
     pthread_mutex_lock(&state->mutex);
     state->stop = true;
     pthread_cond_broadcast(&state->changed);
