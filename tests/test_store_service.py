@@ -250,7 +250,7 @@ NO_SPACE, CORRUPT = 1, 2
 def test_a_full_quota_is_raised_and_cleared(tmp_path: Path) -> None:
     with Engine(tmp_path / "state", quota_bytes=200_000) as engine:
         engine.message(1, "put", put_request(b"a", bytes(100_000)))
-        engine.message(2, "put", put_request(b"a", bytes(199_000)))
+        engine.message(2, "put", put_request(b"a", bytes(199_900)))
         finish(engine)
         assert status_of(engine.take_sent(), 2) == failed("NO_SPACE")
         alarm(engine, pb.AlarmRequest.ACTIVATE, NO_SPACE)
