@@ -20,6 +20,7 @@ from trimaran.ext.raftlog cimport (
     trimaran_logthread_completed,
     trimaran_logthread_completion,
     trimaran_logthread_fd,
+    trimaran_logthread_is_quick,
     trimaran_logthread_start,
     trimaran_logthread_stop,
     trimaran_logthread_submit,
@@ -148,6 +149,7 @@ cdef extern from "member.h" nogil:
                       uint64_t *) noexcept
         int (*append)(void *, const trimaran_hard_state *, const trimaran_entry *, size_t,
                       uint64_t *) noexcept
+        int (*is_quick)(void *) noexcept
         void (*completed)(void *, trimaran_logthread_completion *) noexcept
         int (*read)(void *, uint64_t, uint64_t, uint64_t, trimaran_raftlog_visitor,
                     void *) noexcept

@@ -31,6 +31,10 @@ cdef int log_append(void *context, const trimaran_hard_state *hard_state,
                                      sequence)
 
 
+cdef int log_is_quick(void *context) noexcept nogil:
+    return trimaran_logthread_is_quick((<LogContext *>context).thread)
+
+
 cdef void log_completed(void *context, trimaran_logthread_completion *out) noexcept nogil:
     trimaran_logthread_completed((<LogContext *>context).thread, out)
 
@@ -79,6 +83,7 @@ cdef class Member:
         log.context = &self.log_context
         log.submit = log_submit
         log.append = log_append
+        log.is_quick = log_is_quick
         log.completed = log_completed
         log.read = log_read
         self.member = trimaran_member_create(self.raft, &log, self.mvcc, self.service)

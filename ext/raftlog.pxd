@@ -77,6 +77,7 @@ cdef extern from "logthread.h" nogil:
                                   const trimaran_entry *entries, size_t count, uint64_t *sequence)
     int trimaran_logthread_append(trimaran_logthread *thread, const trimaran_hard_state *hard_state,
                                   const trimaran_entry *entries, size_t count, uint64_t *sequence)
+    int trimaran_logthread_is_quick(trimaran_logthread *thread)
     void trimaran_logthread_completed(trimaran_logthread *thread,
                                       trimaran_logthread_completion *out)
     void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index)

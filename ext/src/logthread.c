@@ -16,6 +16,7 @@
 
 #define MERGE_BYTES_MAX (4u << 20) /* more would only delay the first of those that wait */
 #define RETRY_MS 100               /* between attempts while the log is full */
+#define QUICK_FLUSH_NS 500000      /* a loop may wait this long for a flush of its own */
 #define IDLE_MS 250                /* without an append, before the journal is emptied */
 
 /* One submission. */
@@ -43,6 +44,8 @@ struct trimaran_logthread {
     trimaran_logthread_completion completion;
     uint64_t appends;
     int busy; /* someone is in trimaran_raftlog_append */
+    int64_t flush_ns; /* moving average of what an append took */
+    int crowded; /* the journal may soon have to be waited for */
     uint64_t compact_index; /* drop up to here; 0: nothing is asked */
     int dirty, full; /* the journal holds something; it holds a lot */
     int stopping, settler_stopping;
@@ -54,6 +57,19 @@ static void deadline_after(struct timespec *out, long milliseconds)
     out->tv_nsec += milliseconds * 1000000;
     out->tv_sec += out->tv_nsec / 1000000000;
     out->tv_nsec %= 1000000000;
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* With the lock held. */
+static void note_duration(trimaran_logthread *thread, int64_t started_ns)
+{
+    thread->flush_ns += (now_ns() - started_ns - thread->flush_ns) / 8;
 }
 
 static void signal_loop(const trimaran_logthread *thread)
@@ -73,6 +89,7 @@ static void note_append(trimaran_logthread *thread, uint64_t sequence, const tri
 {
     uint64_t capacity, used = trimaran_raftlog_unsettled(thread->log, &capacity);
 
+    thread->crowded = used >= capacity / 2;
     assert(sequence > thread->completion.sequence);
     thread->completion.sequence = sequence;
     thread->completion.error = 0;
@@ -188,8 +205,10 @@ static void *write_loop(void *argument)
         struct batch *last, *first = take(thread, &last, &count);
         thread->busy = 1;
         pthread_mutex_unlock(&thread->lock);
+        int64_t started_ns = now_ns();
         int error = append_merged(thread, first, last, count);
         pthread_mutex_lock(&thread->lock);
+        note_duration(thread, started_ns);
         thread->busy = 0;
         finish(thread, first, last, count, error);
     }
@@ -394,8 +413,10 @@ int trimaran_logthread_append(trimaran_logthread *thread, const trimaran_hard_st
     }
     thread->busy = 1;
     pthread_mutex_unlock(&thread->lock);
+    int64_t started_ns = now_ns();
     error = trimaran_raftlog_append(thread->log, hard_state, entries, count);
     pthread_mutex_lock(&thread->lock);
+    note_duration(thread, started_ns);
     thread->busy = 0;
     if (error == 0) {
         *sequence = thread->next_sequence++;
@@ -405,6 +426,14 @@ int trimaran_logthread_append(trimaran_logthread *thread, const trimaran_hard_st
         pthread_cond_signal(&thread->submitted);
     pthread_mutex_unlock(&thread->lock);
     return error;
+}
+
+int trimaran_logthread_is_quick(trimaran_logthread *thread)
+{
+    pthread_mutex_lock(&thread->lock);
+    int quick = thread->flush_ns < QUICK_FLUSH_NS && !thread->crowded;
+    pthread_mutex_unlock(&thread->lock);
+    return quick;
 }
 
 void trimaran_logthread_completed(trimaran_logthread *thread, trimaran_logthread_completion *out)

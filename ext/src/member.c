@@ -17,7 +17,6 @@ struct trimaran_member {
     trimaran_service *service;
     in_flight_t *flying; /* oldest first, in a ring */
     size_t flying_first, flying_count, flying_capacity;
-    bool lone; /* the proposal being handled is the only one: nothing is gained by a thread */
     int log_error;
 };
 
@@ -44,7 +43,6 @@ static void propose(trimaran_member *member)
     }
     trimaran_raft_status_get(member->raft, &status);
     trimaran_service_proposed(member->service, index, status.term);
-    member->lone = operations == 1 && member->flying_count == 0;
 }
 
 static void remember(trimaran_member *member, uint64_t sequence, uint64_t number)
@@ -64,12 +62,15 @@ static void remember(trimaran_member *member, uint64_t sequence, uint64_t number
     member->flying[place] = (in_flight_t){sequence, number};
 }
 
-/* Returns true where the entries are durable already. */
+/* Returns true where the entries are durable already. With nothing in flight a quick flush is waited
+ * for here: that is cheaper than two changes of threads, and what arrives meanwhile makes the next
+ * batch larger. */
 static bool write_log(trimaran_member *member, const trimaran_raft_ready *ready)
 {
     uint64_t sequence;
     const trimaran_member_log *log = &member->log;
-    if (member->lone && log->append(log->context, ready->hard_state, ready->entries,
+    bool inline_flush = member->flying_count == 0 && log->is_quick(log->context);
+    if (inline_flush && log->append(log->context, ready->hard_state, ready->entries,
                                     ready->entry_count, &sequence) == 0)
         return true;
     if (log->submit(log->context, ready->hard_state, ready->entries, ready->entry_count,
@@ -170,7 +171,6 @@ bool trimaran_member_turn(trimaran_member *member)
 {
     propose(member);
     drive(member);
-    member->lone = false;
     return trimaran_service_step(member->service);
 }
 

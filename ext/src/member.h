@@ -18,6 +18,7 @@ typedef struct trimaran_member_log {
                   const trimaran_entry *entries, size_t count, uint64_t *sequence);
     int (*append)(void *context, const trimaran_hard_state *hard_state,
                   const trimaran_entry *entries, size_t count, uint64_t *sequence);
+    int (*is_quick)(void *context);
     void (*completed)(void *context, trimaran_logthread_completion *out);
     int (*read)(void *context, uint64_t first, uint64_t last, uint64_t max_bytes,
                 trimaran_raftlog_visitor visitor, void *visitor_context);
