@@ -36,8 +36,8 @@ int trimaran_logthread_submit(trimaran_logthread *thread, const trimaran_hard_st
 int trimaran_logthread_append(trimaran_logthread *thread, const trimaran_hard_state *hard_state,
                               const trimaran_entry *entries, size_t count, uint64_t *sequence);
 
-/* Whether an append by the calling thread is likely to take no longer than handing it over and back:
- * recent flushes were quick and the journal has room. On a slow disk the loop must not wait. */
+/* Whether an append by the calling thread is likely to take no longer than handing it over: recent
+ * flushes were quick and the journal has room. On a slow disk the loop must not wait. */
 int trimaran_logthread_is_quick(trimaran_logthread *thread);
 
 /* Read the completion and quiet the eventfd. */

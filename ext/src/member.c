@@ -62,9 +62,9 @@ static void remember(trimaran_member *member, uint64_t sequence, uint64_t number
     member->flying[place] = (in_flight_t){sequence, number};
 }
 
-/* Returns true where the entries are durable already. With nothing in flight a quick flush is waited
- * for here: that is cheaper than two changes of threads, and what arrives meanwhile makes the next
- * batch larger. */
+/* Returns true where the entries are durable already. With nothing in flight a quick flush is
+ * waited for here: that is cheaper than two changes of threads, and what arrives meanwhile makes
+ * the next batch larger. */
 static bool write_log(trimaran_member *member, const trimaran_raft_ready *ready)
 {
     uint64_t sequence;
