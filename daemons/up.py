@@ -15,9 +15,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import click
+from click.core import ParameterSource
 
 from trimaran.daemons.cli_context import (
     EXIT_INTERRUPTED,
@@ -37,7 +38,7 @@ from trimaran.daemons.up_options import (
     normal_url,
     url_host,
 )
-from trimaran.errors import TrimaranError
+from trimaran.errors import ConfigError, TrimaranError
 
 STOP_TIMEOUT_S: Final = 20.0
 UNIT_FILE: Final = Path(__file__).parent / "units/trimaran.service"
@@ -130,20 +131,22 @@ async def run_host(options: UpOptions) -> int:
     reporter = Reporter()
     signals = StopSignals()
     running: list[Part] = []
+    published = False
     try:
         for part in make_parts(options):
             if not await start_part(part, reporter, signals):
                 return EXIT_INTERRUPTED
             running.append(part)
-        publish_endpoints(options)
+        published = publish_endpoints(options)
         notify("READY=1", "STATUS=running")
         tell_what_next(options, reporter)
         await wait_for_end(running, signals)
         return 0
     finally:
         notify("STOPPING=1")
-        with contextlib.suppress(FileNotFoundError, PermissionError):
-            HOST_ENDPOINTS_FILE.unlink()
+        if published:
+            # Only its own: one that was refused beside a running one must not take that one's.
+            HOST_ENDPOINTS_FILE.unlink(missing_ok=True)
         await stop_parts(running, reporter)
 
 
@@ -211,13 +214,18 @@ def make_parts(options: UpOptions) -> list[Part]:
     return parts
 
 
-def publish_endpoints(options: UpOptions) -> None:
-    """Leave the store's address where every `trimaran` command of this host looks for it."""
+def publish_endpoints(options: UpOptions) -> bool:
+    """Leave the store's address where every `trimaran` command of this host looks for it.
+
+    Returns:
+        whether it could be; without root the commands of this host need --endpoints.
+    """
     try:
         HOST_ENDPOINTS_FILE.parent.mkdir(parents=True, exist_ok=True)
         HOST_ENDPOINTS_FILE.write_text(",".join(options.store_urls) + "\n")
     except PermissionError:
-        return  # without root the commands of this host need --endpoints; nothing else changes
+        return False
+    return True
 
 
 def tell_what_next(options: UpOptions, reporter: Reporter) -> None:
@@ -244,11 +252,29 @@ def print_unit(context: click.Context, parameter: click.Parameter, value: bool) 
         return
     program = Path(sys.argv[0]).resolve()
     words = [word for word in sys.argv[1:] if word != "--print-unit"]
-    command = shlex.join([str(program), *words]).replace("%", "%%")
+    command = shlex.join([str(program), *words])
+    # What systemd expands in a command line, also between quotes.
+    for special, literal in (("\\", r"\\"), ("%", "%%"), ("$", "$$")):
+        command = command.replace(special, literal)
     lines = UNIT_FILE.read_text().splitlines()[1:]
     for line in lines:
         click.echo(f"ExecStart={command}" if line.startswith("ExecStart=") else line)
     context.exit()
+
+
+def refuse_empty(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse an empty value, most likely of a shell variable that is not set.
+
+    An empty --join that counted as none would start a store of this host's own.
+    """
+    if isinstance(value, str) and not value.strip():
+        raise click.BadParameter("the value is empty; give one, or leave the option out")
+    return value
+
+
+def read_data_dir(context: click.Context, parameter: click.Parameter, value: str) -> Path:
+    """Read the data directory's path; Path("") would be the working directory."""
+    return Path(refuse_empty(context, parameter, value))
 
 
 EPILOG: Final = """\b
@@ -264,11 +290,32 @@ As a service:
 """
 
 
+def refuse_options_before(context: click.Context) -> None:
+    """Refuse the client's options: what is written before `up` would be silently without effect."""
+    root = context.find_root()
+    if root is context:
+        return
+    for name in ("endpoints", "cacert", "cert", "key"):
+        if root.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"--{name} before `up` is for the other commands; `trimaran up --endpoints URL` "
+                "uses a store that is there already"
+            )
+
+
 @click.command(epilog=EPILOG)
-@click.option("--name", default=socket.gethostname, show_default="host name", help="Host's name.")
+@click.option(
+    "--name",
+    default=socket.gethostname,
+    callback=refuse_empty,
+    show_default="host name",
+    help="Host's name.",
+)
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    # Whether it can be read is found, and explained, when it is opened.
+    type=click.Path(file_okay=False, readable=False),
+    callback=read_data_dir,
     default=DEFAULT_DATA_DIR,
     show_default=True,
     help="Where the store keeps its data.",
@@ -280,10 +327,31 @@ As a service:
     help="Address the store listens on besides loopback; may be repeated. The store does not "
     "ask who is calling: open it only to networks whose hosts you trust.  [default: loopback]",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True)
-@click.option("--advertise", metavar="ADDRESS", help="Address at which others reach this host.")
-@click.option("--join", metavar="HOST[:PORT]", help="Use the store of that Trimaran host.")
-@click.option("--endpoints", metavar="URL[,URL...]", help="Use this etcd instead of a store here.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="Port the store listens on.",
+)
+@click.option(
+    "--advertise",
+    metavar="ADDRESS",
+    callback=refuse_empty,
+    help="Address at which others reach this host.  [default: by the route to the store]",
+)
+@click.option(
+    "--join",
+    metavar="HOST[:PORT]",
+    callback=refuse_empty,
+    help="Use the store of that Trimaran host.",
+)
+@click.option(
+    "--endpoints",
+    metavar="URL[,URL...]",
+    callback=refuse_empty,
+    help="Use this etcd instead of a store here.",
+)
 @click.option(
     "--join-timeout",
     "join_timeout_s",
@@ -338,22 +406,26 @@ def up(
     """
     from trimaran.daemons.fleetd import parse_metadata
 
+    refuse_options_before(context)
     if join and endpoints:
         raise click.UsageError("give --join or --endpoints, not both")
     if (join or endpoints) and listen:
         raise click.UsageError("--listen is for a host with its own store; leave it out")
-    urls = tuple(normal_url(part) for part in (endpoints or "").split(",") if part.strip())
-    joined = normal_url(join) if join else None
-    addresses = choose_listen(listen)
-    store = joined or (urls[0] if urls else None)
-    options = UpOptions(
-        listen=addresses,
-        advertise=choose_advertise(advertise, addresses, store),
-        join=joined,
-        endpoints=urls,
-        metadata=parse_metadata(",".join(metadata)),
-        **others,  # type: ignore[arg-type]
-    )
+    try:
+        urls = tuple(normal_url(part) for part in (endpoints or "").split(",") if part.strip())
+        joined = normal_url(join) if join else None
+        addresses = choose_listen(listen)
+        store = joined or (urls[0] if urls else None)
+        options = UpOptions(
+            listen=addresses,
+            advertise=choose_advertise(advertise, addresses, store),
+            join=joined,
+            endpoints=urls,
+            metadata=parse_metadata(",".join(metadata)),
+            **others,  # type: ignore[arg-type]
+        )
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     logging.basicConfig(
         level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )

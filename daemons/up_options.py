@@ -150,8 +150,8 @@ def choose_advertise(given: str | None, listen: tuple[str, ...], store: str | No
     assert target is not None
     address = source_address(target, 1)
     if address is None:
+        where = f"to {target}" if store else "to other hosts"
         raise ConfigError(
-            f"this host has no route to {target}; say with --advertise at which address "
-            "other hosts reach it"
+            f"this host has no route {where}; say with --advertise at which address they reach it"
         )
     return address

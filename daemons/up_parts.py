@@ -36,6 +36,7 @@ def check_host(options: UpOptions) -> None:
 
     Raises:
         StartError: something is missing; the text says what, and how to do without.
+        NetworkConfigError: --network is no range a network can have.
     """
     if (options.fleet or options.net) and os.geteuid() != 0:
         raise StartError(
@@ -48,6 +49,14 @@ def check_host(options: UpOptions) -> None:
             "the fleet runs units by systemd, and this system was not booted with it; leave the "
             "fleet out with --no-fleet"
         )
+    if options.net:
+        parse_config(network_config(options))
+
+
+def network_config(options: UpOptions) -> str:
+    """The network's configuration as --network and --backend give it."""
+    config = {"Network": options.network, "Backend": {"Type": options.backend}}
+    return json.dumps(config)
 
 
 async def forever() -> None:
@@ -283,9 +292,7 @@ class NetPart:
     async def _write_default_config(self) -> bool:
         """Write the network configuration unless there is one; tell whether it was written."""
         key = f"{DEFAULT_PREFIX}/config"
-        config = {"Network": self._options.network, "Backend": {"Type": self._options.backend}}
-        value = json.dumps(config)
-        parse_config(value)  # so that what is written is never wrong
+        value = network_config(self._options)
         async with Client(list(self._options.store_urls)) as client:
             result = await client.txn([Compare.version(key, "=", 0)], [Put(key, value)])
         return result.succeeded
