@@ -53,9 +53,19 @@ def _write_identity(path: Path, identity: Identity) -> None:
         os.close(folder)
 
 
+def _check_types(identity: Identity) -> None:
+    ids = (identity.member_id, identity.cluster_id)
+    if not all(type(number) is int and 0 < number < 2**64 for number in ids):
+        raise ValueError("an id is no number of 64 bits")
+    texts = [identity.name, *identity.peer_urls]
+    if not isinstance(identity.peer_urls, list) or not all(isinstance(t, str) for t in texts):
+        raise ValueError("the name or a peer URL is no text")
+
+
 def _read_identity(path: Path) -> Identity:
     try:
         identity = Identity(**json.loads(path.read_text(encoding="utf-8")))
+        _check_types(identity)
     except (ValueError, TypeError) as error:
         raise CorruptionError(f"{path} cannot be read: {error}; restore the directory") from None
     if identity.format != FORMAT:
@@ -64,6 +74,10 @@ def _read_identity(path: Path) -> Identity:
             "run the version that wrote it"
         )
     return identity
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def open_data_directory(options: StoreOptions) -> DataDirectory:
@@ -84,6 +98,11 @@ def open_data_directory(options: StoreOptions) -> DataDirectory:
             raise ConfigError(
                 f"--data-dir {root} holds data of etcd itself, which has another format: "
                 "give an empty directory"
+            )
+        if not path.exists() and any(_has_files(root / folder) for folder in ("log", "state")):
+            raise ConfigError(
+                f"--data-dir {root} has files in log/ or state/ but no member.json: "
+                "restore it, or give an empty directory"
             )
         for folder in ("log", "state"):
             (root / folder).mkdir(mode=0o700, exist_ok=True)

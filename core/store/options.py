@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from trimaran.errors import ConfigError
 
 DEFAULT_QUOTA_BYTES: Final = 2 * 1024**3
+MAX_REQUEST_BYTES_LIMIT: Final = 1024**3
+DURATION_S_MAX: Final = 8760 * 3600.0
 LOG_LEVELS: Final = ("debug", "info", "warn", "error", "panic", "dpanic", "fatal")
 
 
@@ -133,7 +135,10 @@ def parse_urls(flag: str, text: str) -> tuple[str, ...]:
 
 def check_url(flag: str, url: str) -> None:
     """Refuse what is no http URL of host and port."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"--{flag}: {url}: {error}") from None
     try:
         port = parts.port
     except ValueError:
@@ -168,6 +173,13 @@ def _choice(flag: str, text: str, allowed: Sequence[str]) -> str:
     return text
 
 
+def _number(text: str) -> int:
+    """Parse a whole number of 64 bits, as etcd's flags take it."""
+    if not re.fullmatch(r"[+-]?[0-9]+", text) or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(text)
+    return int(text)
+
+
 def parse_value(flag: Flag, text: str) -> Any:
     """Parse one flag's text into the value of its field.
 
@@ -184,11 +196,15 @@ def parse_value(flag: Flag, text: str) -> Any:
         return _choice(flag.name, text, LOG_LEVELS)
     try:
         if flag.kind == "number":
-            return int(text)
+            return _number(text)
         if flag.kind == "duration":
             return parse_duration_s(text)
     except ValueError:
-        what = "a whole number" if flag.kind == "number" else "a duration such as 10s or 1h30m"
+        what = (
+            "a whole number of 64 bits"
+            if flag.kind == "number"
+            else "a duration such as 10s or 1h30m"
+        )
         raise ConfigError(f"--{flag.name}: '{text}' is not {what}") from None
     return text
 
@@ -236,7 +252,7 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> St
     texts = parse_flags(arguments)
     for flag in FLAGS:
         text = environment.get(flag.environment)
-        if text is None:
+        if not text:  # set to nothing is not set
             continue
         if flag.name in texts:
             raise ConfigError(
@@ -259,10 +275,12 @@ def complete(values: Mapping[str, Any]) -> StoreOptions:
     """
     filled = dict(values)
     name = filled.setdefault("name", "default")
-    filled.setdefault("data_dir", f"{name}.etcd")
+    filled["data_dir"] = filled.get("data_dir") or f"{name}.etcd"
     urls = filled.get("initial_advertise_peer_urls", StoreOptions.initial_advertise_peer_urls)
     filled.setdefault("initial_cluster", {name: urls})
     options = StoreOptions(**filled)
+    if not options.name:
+        raise ConfigError("--name is empty: give this member a name")
     if options.name not in options.initial_cluster:
         raise ConfigError(f"--initial-cluster has no member named '{options.name}' (--name)")
     if sorted(options.initial_cluster[options.name]) != sorted(options.initial_advertise_peer_urls):
@@ -291,10 +309,14 @@ def _check_numbers(options: StoreOptions) -> None:
         raise ConfigError(f"--election-timeout ({election} ms) must be at most 50000 ms")
     if options.max_txn_ops <= 0 or options.max_request_bytes <= 0:
         raise ConfigError("--max-txn-ops and --max-request-bytes must be above 0")
+    if options.max_request_bytes > MAX_REQUEST_BYTES_LIMIT:
+        raise ConfigError(f"--max-request-bytes must be at most {MAX_REQUEST_BYTES_LIMIT}")
     if options.snapshot_count <= 0 or options.snapshot_catchup_entries < 0:
         raise ConfigError("--snapshot-count must be above 0")
     if options.watch_progress_notify_interval_s < 0.1:
         raise ConfigError("--watch-progress-notify-interval must be at least 100ms")
+    if options.watch_progress_notify_interval_s > DURATION_S_MAX:
+        raise ConfigError("--watch-progress-notify-interval must be at most a year (8760h)")
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -1,0 +1,251 @@
+"""The store's options, ids and data directory: what they accept, and what they say otherwise."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimaran.daemons.data_directory import open_data_directory
+from trimaran.errors import ConfigError, CorruptionError
+from trimaran.store.identity import cluster_id, identify, member_id
+from trimaran.store.logpolicy import log_compaction_target
+from trimaran.store.options import (
+    FLAGS,
+    StoreOptions,
+    complete,
+    parse_duration_s,
+    read_options,
+    unknown_variables,
+)
+
+PEER = "http://localhost:2380"
+
+
+def test_defaults_are_those_of_etcd() -> None:
+    options = read_options([], {})
+    assert (options.name, options.data_dir) == ("default", "default.etcd")
+    assert options.listen_client_urls == ("http://localhost:2379",)
+    assert options.initial_cluster == {"default": (PEER,)}
+    assert (options.max_txn_ops, options.max_request_bytes) == (128, 1_572_864)
+    assert options.quota_bytes == 2 * 1024**3
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "field", "value"),
+    [
+        (["--name=n"], {}, "name", "n"),
+        (["--name", "n"], {}, "name", "n"),
+        (["-name", "n"], {}, "name", "n"),
+        (["--name", "a", "--name=b"], {}, "name", "b"),
+        (["--name", "-x"], {}, "name", "-x"),
+        (["--name=a=b", "--initial-cluster=x=http://a:1"], {}, "error", "no member named"),
+        ([], {"ETCD_NAME": "n"}, "data_dir", "n.etcd"),
+        ([], {"ETCD_NAME": ""}, "name", "default"),
+        ([], {"ETCD_LISTEN_CLIENT_URLS": ""}, "listen_client_urls", ("http://localhost:2379",)),
+        (["--name=x"], {"ETCD_NAME": ""}, "name", "x"),
+        (["--data-dir="], {}, "data_dir", "default.etcd"),
+        (["--quota-backend-bytes=-1"], {}, "quota_bytes", 0),
+        (["--quota-backend-bytes=5"], {}, "quota_bytes", 5),
+        (["--election-timeout=5000"], {}, "election_timeout_ms", 5000),
+        (["--watch-progress-notify-interval=1h1m0.5s"], {}, "watch_progress_notify_interval_s", 0),
+        (["--listen-peer-urls=http://[::1]:1, http://a:2/"], {}, "listen_peer_urls", 0),
+        (["--max-request-bytes=1073741824"], {}, "max_request_bytes", 1 << 30),
+    ],
+)
+def test_options(words: list[str], environment: dict[str, str], field: str, value: object) -> None:
+    known: dict[str, object] = {
+        "watch_progress_notify_interval_s": 3660.5,
+        "listen_peer_urls": ("http://[::1]:1", "http://a:2/"),
+    }
+    if field == "error":
+        with pytest.raises(ConfigError, match=str(value)):
+            read_options(words, environment)
+        return
+    assert getattr(read_options(words, environment), field) == known.get(field, value)
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "said"),
+    [
+        (["--no-such"], {}, "unknown flag --no-such"),
+        (["start"], {}, "'start' is not a flag"),
+        (["--"], {}, "is not a flag"),
+        (["--name"], {}, "--name needs a value"),
+        (["--name="], {}, "--name is empty"),
+        (["--name=a"], {"ETCD_NAME": "a"}, "unset one of them"),
+        (["--listen-client-urls=http://a:1"], {}, "--advertise-client-urls is required"),
+        ([], {"ETCD_LISTEN_CLIENT_URLS": "http://a:1"}, "--advertise-client-urls is required"),
+        (["--listen-peer-urls=,"], {}, "is empty"),
+        (["--listen-peer-urls=https://a:1"], {}, "TLS is not available"),
+        (["--listen-peer-urls=unix://a:1"], {}, "must begin with http://"),
+        (["--listen-peer-urls=http://a"], {}, "a host and a port"),
+        (["--listen-peer-urls=http://:1"], {}, "a host and a port"),
+        (["--listen-peer-urls=http://a:65536"], {}, "a host and a port"),
+        (["--listen-peer-urls=http://[::1"], {}, "IPv6"),
+        (["--listen-peer-urls=http://a:1/x"], {}, "must not have a path"),
+        (["--initial-cluster=default=http://[::1"], {}, "IPv6"),
+        (["--initial-cluster=default"], {}, "is not NAME=URL"),
+        (["--initial-cluster=other=" + PEER], {}, "no member named 'default'"),
+        (["--initial-cluster=default=http://x:1"], {}, "make them equal"),
+        ([f"--initial-cluster=default={PEER},b=http://b:1"], {}, "one member"),
+        (["--initial-cluster-state=old"], {}, "not one of new, existing"),
+        (["--log-level=loud"], {}, "'loud' is not one of"),
+        (["--snapshot-count=1_0"], {}, "not a whole number"),
+        (["--snapshot-count=٣"], {}, "not a whole number"),
+        (["--snapshot-count=0"], {}, "above 0"),
+        (["--quota-backend-bytes=9223372036854775808"], {}, "not a whole number"),
+        (["--max-request-bytes=1073741825"], {}, "at most 1073741824"),
+        (["--max-txn-ops=0"], {}, "above 0"),
+        (["--heartbeat-interval=0"], {}, "above 0"),
+        (["--election-timeout=499"], {}, "at least five times"),
+        (["--election-timeout=50001"], {}, "at most 50000"),
+        (["--watch-progress-notify-interval=10"], {}, "not a duration"),
+        (["--watch-progress-notify-interval=-1s"], {}, "not a duration"),
+        (["--watch-progress-notify-interval=99ms"], {}, "at least 100ms"),
+        (["--watch-progress-notify-interval=999999999h"], {}, "at most a year"),
+    ],
+)
+def test_wrong_options_are_named(
+    words: list[str], environment: Mapping[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_options(words, environment)
+    assert said in str(caught.value)
+
+
+@given(st.lists(st.text(max_size=30), max_size=4), st.sampled_from(FLAGS), st.text(max_size=30))
+def test_any_words_are_read_or_refused(words: list[str], flag: object, text: str) -> None:
+    name = getattr(flag, "name", "")
+    for line in (words, [f"--{name}={text}"]):
+        with contextlib.suppress(ConfigError):
+            assert isinstance(read_options(line, {}), StoreOptions)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1h30m", 5400), ("100ms", 0.1), ("1.5s", 1.5), (".5m", 30), ("10us", 1e-5), ("5µs", 5e-6)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration_s(text) == pytest.approx(seconds)
+
+
+def test_unknown_variables_are_listed() -> None:
+    environment = {"ETCD_NAME": "n", "ETCD_B": "1", "ETCD_A": "", "ETCDCTL_API": "3", "X": "y"}
+    assert unknown_variables(environment) == ["ETCD_A", "ETCD_B"]
+
+
+def test_ids_are_those_of_etcd() -> None:
+    assert member_id([PEER], "etcd-cluster") == 0x8E9E05C52164694D
+    assert cluster_id([0x8E9E05C52164694D]) == 0xCDF818194E3A8C32
+    ids = (0x8E9E05C52164694D, 0xCDF818194E3A8C32)
+    assert identify("default", {"default": (PEER,)}, "etcd-cluster") == ids
+
+
+@given(st.permutations(["http://a:1", "http://b:2", "http://c:3"]), st.permutations([1, 2, 3]))
+def test_ids_do_not_depend_on_order(urls: list[str], members: list[int]) -> None:
+    assert member_id(urls, "t") == member_id(sorted(urls), "t")
+    assert cluster_id(members) == cluster_id([1, 2, 3])
+
+
+@given(
+    first=st.integers(1, 50),
+    persisted=st.integers(0, 200),
+    count=st.integers(1, 50),
+    kept=st.integers(0, 50),
+)
+def test_log_is_cut_behind_what_is_on_disk(
+    first: int, persisted: int, count: int, kept: int
+) -> None:
+    target = log_compaction_target(
+        first_index=first, persisted_index=persisted, snapshot_count=count, catch_up_entries=kept
+    )
+    if persisted - first >= count + kept:
+        assert target == persisted - kept >= first
+    else:
+        assert target is None
+
+
+def options_for(directory: Path, **changes: object) -> StoreOptions:
+    return complete({"data_dir": str(directory), **changes})
+
+
+def test_a_directory_keeps_its_member(tmp_path: Path) -> None:
+    made = open_data_directory(options_for(tmp_path / "a" / "b"))
+    assert made.identity.member_id == 0x8E9E05C52164694D
+    again = open_data_directory(options_for(tmp_path / "a" / "b", initial_cluster_token="other"))
+    assert again == made
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_start_that_was_cut_short_is_taken_up(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "member.new").write_text('{"for')
+    assert open_data_directory(options_for(tmp_path)).identity.name == "default"
+
+
+@pytest.mark.parametrize("name", ["member", "log", "state"])
+def test_a_foreign_directory_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "snap").write_text("theirs")
+    with pytest.raises(ConfigError, match="give an empty directory"):
+        open_data_directory(options_for(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+GOOD = {"format": 1, "name": "n", "member_id": 1, "cluster_id": 2, "peer_urls": ["http://a:1"]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", "1", "{}", '{"format": 1}', "\0\0\0\0"),
+        *(
+            json.dumps({**GOOD, **change})
+            for change in (
+                *({"member_id": wrong} for wrong in ("1", None, -1, 0, 1 << 64, True, 1.5)),
+                {"cluster_id": "x"},
+                {"peer_urls": "http://a:1"},
+                {"peer_urls": None},
+                {"peer_urls": [1]},
+                {"name": 5},
+                {"more": 1},
+            )
+        ),
+    ],
+)
+def test_a_damaged_identity_is_corruption(tmp_path: Path, text: str) -> None:
+    (tmp_path / "member.json").write_text(text)
+    with pytest.raises(CorruptionError, match=r"member\.json cannot be read"):
+        open_data_directory(options_for(tmp_path))
+    assert (tmp_path / "member.json").read_text() == text
+
+
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "member.json").write_text(json.dumps({**GOOD, "format": 2}))
+    with pytest.raises(ConfigError, match="run the version that wrote it"):
+        open_data_directory(options_for(tmp_path))
+
+
+def test_bytes_that_are_no_text_are_corruption(tmp_path: Path) -> None:
+    (tmp_path / "member.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(CorruptionError):
+        open_data_directory(options_for(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
+def test_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot use --data-dir"):
+        open_data_directory(options_for(tmp_path / place))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        open_data_directory(options_for(tmp_path))
