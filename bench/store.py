@@ -13,7 +13,7 @@ With --keys N the client is load.c instead, which draws keys of 8 bytes at rando
 and checks grpc-status itself; before ranges it puts 3 N times, so that nearly all keys are there.
 
 Each case is measured in several rounds, the order of the servers alternating; the table has the
-medians. Latency comes from a run of its own because h2load's log costs a system call a request.
+medians, the ratio being that of the rounds' ratios. Latency comes from a run of its own because h2load's log costs a system call a request.
 """
 
 import argparse
@@ -83,6 +83,14 @@ class Case:
     def rate(self) -> float:
         """Median of the rounds."""
         return statistics.median(self.rates)
+
+    def ratio(self, reference: "Case") -> float:
+        """How many times faster than the reference: the median of each round's own ratio.
+
+        The two of a round run right after each other, so that a machine whose speed drifts from
+        round to round slows both.
+        """
+        return statistics.median(a / b for a, b in zip(self.rates, reference.rates, strict=True))
 
 
 def call(server: StoreServer, path: str, request: object) -> object:
@@ -286,14 +294,14 @@ def run_all(options: argparse.Namespace) -> list[Case]:
 
 def table(cases: Sequence[Case], reference: str) -> str:
     """Lay the cases out, each beside the reference server."""
-    base = {(c.operation, c.shape): c.rate for c in cases if c.kind == reference}
+    base = {(c.operation, c.shape): c for c in cases if c.kind == reference}
     lines = [
         f"{'operation':<10}{'shape':>8}  {'server':<10}{'requests/s':>11}{'ratio':>7}{'target':>8}"
         f"{'p50 ms':>9}{'p99 ms':>9}{'CPU us':>8}  rounds"
     ]
     for case in cases:
         key = (case.operation, case.shape)
-        ratio = f"{case.rate / base[key]:.2f}" if key in base else "-"
+        ratio = f"{case.ratio(base[key]):.2f}" if key in base else "-"
         target = f"{TARGETS[key]:.1f}" if key in TARGETS and case.kind == "trimaran" else ""
         shape = f"{case.shape[0]}x{case.shape[1]}"
         rounds = " ".join(f"{rate:,.0f}" for rate in case.rates)
