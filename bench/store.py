@@ -13,7 +13,8 @@ With --keys N the client is load.c instead, which draws keys of 8 bytes at rando
 and checks grpc-status itself; before ranges it puts 3 N times, so that nearly all keys are there.
 
 Each case is measured in several rounds, the order of the servers alternating; the table has the
-medians, the ratio being that of the rounds' ratios. Latency comes from a run of its own because h2load's log costs a system call a request.
+medians, the ratio being that of the rounds' ratios. Latency comes from a run of its own because
+h2load's log costs a system call a request.
 """
 
 import argparse
