@@ -33,6 +33,7 @@ METHODS = ("range", "put", "delete", "txn", "compact", "watch")
 
 
 INDEX_SOURCES = ("keyindex", "keytree", "leasetable")
+CODEC_SOURCES = ("codec", "txncheck")
 
 
 @cache
