@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from google.protobuf.message import Message
 
 from store_engine import CODEC_SOURCES, Engine, program
 from store_model import covers
@@ -20,9 +21,9 @@ class Maker:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
-    def fields(self, message: object) -> None:
+    def fields(self, message: Message) -> None:
         """Fill the scalar fields of a message, each more often than not left out."""
-        for descriptor in message.DESCRIPTOR.fields:  # type: ignore[attr-defined]
+        for descriptor in message.DESCRIPTOR.fields:
             if self.random.random() < 0.5 or descriptor.is_repeated or descriptor.message_type:
                 continue
             value: object = self.random.choice(NUMBERS)
@@ -34,7 +35,7 @@ class Maker:
                 value = self.random.choice([0, 1, 2, 3, 99, -1])
             setattr(message, descriptor.name, value)
 
-    def simple(self, kind: type) -> object:
+    def simple(self, kind: type[Message]) -> Message:
         message = kind()
         self.fields(message)
         return message
@@ -73,10 +74,10 @@ class Maker:
         return request
 
 
-def text_of(message: object) -> str:
+def text_of(message: Message) -> str:
     """Scalar fields in the order of their numbers, as the C program prints them."""
     parts = []
-    for descriptor in message.DESCRIPTOR.fields:  # type: ignore[attr-defined]
+    for descriptor in message.DESCRIPTOR.fields:
         if descriptor.is_repeated or descriptor.message_type:
             continue
         value = getattr(message, descriptor.name)
@@ -132,7 +133,7 @@ def run(arguments: list[str], messages: list[bytes]) -> str:
 def corpus(seed: int, count: int) -> list[tuple[str, bytes, str]]:
     """Rows of (letter of the decoder, message, its text)."""
     maker, rows = Maker(seed), []
-    simple = {
+    simple: dict[str, type[Message]] = {
         "p": pb.PutRequest,
         "r": pb.RangeRequest,
         "d": pb.DeleteRangeRequest,
@@ -142,7 +143,7 @@ def corpus(seed: int, count: int) -> list[tuple[str, bytes, str]]:
     for _ in range(count):
         for letter, kind in simple.items():
             message = maker.simple(kind)
-            rows.append((letter, message.SerializeToString(), text_of(message)))  # type: ignore[attr-defined]
+            rows.append((letter, message.SerializeToString(), text_of(message)))
         txn, watch = maker.txn(), maker.watch()
         rows.append(("t", txn.SerializeToString(), txn_text(txn)))
         rows.append(("w", watch.SerializeToString(), watch_text(watch)))

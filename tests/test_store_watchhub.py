@@ -374,3 +374,18 @@ def test_garbage_ends_the_stream(tmp_path: Path) -> None:
         assert engine.state().streams == 0
         put(engine, 1, b"k")
         assert engine.take_sent() == []
+
+
+def test_a_key_that_changed_often_is_heard_in_time(tmp_path: Path) -> None:
+    with Engine(tmp_path / "state") as engine:
+        for index in range(1, 5001):
+            put(engine, index, b"k")
+        for first in (0, 1, 2, 3, 2500, 5001, 5002, 2**63 - 1):
+            found = [change.main for change in engine.history(b"k", first)]
+            assert found == list(range(max(first, 2), 5002))
+        assert engine.history(b"none", 1) == []
+        for _ in range(50):
+            watch(engine, 1, key=b"k", start_revision=1)
+        while engine.step():
+            pass
+        assert sum(len(answer.events) for answer in answers(engine)) == 50 * 5000

@@ -158,10 +158,11 @@ void trimaran_mvcc_history(trimaran_mvcc *mvcc, trimaran_slice key, int64_t from
     uint8_t *end = trimaran_put_key_value(
         trimaran_buffer_reserve(&tombstone, trimaran_key_value_size(&dead)), &dead);
     tombstone.size = (size_t)(end - tombstone.data);
-    for (uint32_t i = 0; record != NULL && i < record->count; i++) {
+    /* A key that changes all the time has a long history, and each chunk of it starts anew. */
+    const trimaran_version *before = record ? trimaran_record_at(record, from - 1) : NULL;
+    uint32_t first = before ? (uint32_t)(before - record->versions) + 1 : 0;
+    for (uint32_t i = first; record != NULL && i < record->count; i++) {
         const trimaran_version *version = &record->versions[i];
-        if (version->main < from)
-            continue;
         trimaran_slice stored = trimaran_slice_of(tombstone.data, tombstone.size);
         if (!version->tombstone)
             stored = trimaran_state_read(mvcc->state, version->main, version->sub);

@@ -5,7 +5,7 @@
 
 enum { METHOD_RANGE, METHOD_PUT, METHOD_DELETE, METHOD_TXN, METHOD_COMPACT, METHOD_WATCH };
 enum { BATCH_VERSION = 1, BATCH_OPERATIONS_MAX = 4096, BATCH_BYTES_MAX = 1 << 20 };
-enum { COMPACT_KEYS_A_STEP = 1000 };
+enum { COMPACT_KEYS_A_STEP = 1000, ANSWER_KEPT_BYTES = 8 << 20 };
 
 /* One who waits for an operation: a call, a token, or nobody any more. */
 typedef struct waiter {
@@ -154,6 +154,13 @@ static trimaran_error check_room(trimaran_service *service, int64_t cost, size_t
     return TRIMARAN_ERROR_NONE;
 }
 
+/* One very large answer must not hold its memory for ever. */
+static void trim_answer(trimaran_service *service)
+{
+    if (service->out.capacity > ANSWER_KEPT_BYTES)
+        trimaran_buffer_free(&service->out);
+}
+
 static void answer_or_fail(trimaran_service *service, trimaran_rpc_call *call,
                            trimaran_error error)
 {
@@ -161,6 +168,7 @@ static void answer_or_fail(trimaran_service *service, trimaran_rpc_call *call,
         reply(call, &service->out);
     else
         fail(call, error);
+    trim_answer(service);
 }
 
 static void serve_range(trimaran_service *service, trimaran_rpc_call *call, trimaran_slice message)
