@@ -216,10 +216,13 @@ class Engine:
                 PREFIX, prefix=True, start_revision=listed.revision + 1
             ) as watcher:
                 changes = asyncio.create_task(self._mirror(aiter(watcher)), name="fleet mirror")
-                done, _ = await asyncio.wait(
-                    (deciding, changes), return_when=asyncio.FIRST_COMPLETED
-                )
-                await _cancel(changes)
+                try:
+                    done, _ = await asyncio.wait(
+                        (deciding, changes), return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    # Before the watch closes, which would be an error to a mirror that still reads.
+                    await _cancel(changes)
                 for task in done:
                     task.result()
         finally:

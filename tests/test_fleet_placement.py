@@ -543,6 +543,18 @@ def test_views_of_a_fleet() -> None:
     )  # fmt: skip
     (row,) = view.unit_file_rows(fleet.cluster, full=True)
     assert (row["state"], row["target"]) == ("launched", "m1234567890/10.0.0.1")
+    failed = StateRecord(
+        "loaded",
+        "failed",
+        "failed",
+        fleet.cluster.units["x.service"].hash,
+        "result: exit-code",
+        True,
+    )
+    fleet.put(state_key("m1234567890", "x.service"), failed.encode())
+    problem = view.progress(fleet.cluster, "x.service").problem
+    assert problem.startswith("result: exit-code on m1234567.../10.0.0.1; ")
+    assert "journalctl -u x.service" in problem
     fleet.cut("m1234567890")
     current = view.progress(fleet.cluster, "x.service")
     assert (current.waiting, current.problem) == (True, "no machine is present")

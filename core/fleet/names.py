@@ -62,6 +62,8 @@ def parse_unit_name(text: str) -> UnitName:
             f"unit name {shown!r} has {len(text)} characters; use 1 to {NAME_LENGTH_MAX}"
         )
     body, dot, suffix = text.rpartition(".")
+    if dot and not body and suffix in SUFFIXES:
+        raise InvalidUnitError(f"the unit name is empty; put one before .{suffix}")
     if not dot or not body:
         raise InvalidUnitError(f"unit name {shown!r} has no type; write e.g. {shown}.service")
     if suffix not in SUFFIXES:

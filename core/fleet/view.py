@@ -142,13 +142,17 @@ def progress(cluster: Cluster, name: str) -> Progress:
     reason = waiting_reason(cluster, unit)
     if reason or not targets:
         return Progress(False, problem=reason or "", waiting=reason != "")
-    done, problems = True, []
+    done, problems, journal = True, [], False
     for machine in targets:
         state = cluster.states.get(name, {}).get(machine)
         settled, problem = _settled(unit, state)
         done = done and settled
         if problem:
             problems.append(f"{problem} on {machine_label(cluster, machine)}")
+            # What went wrong when systemd started it, only that machine's journal tells.
+            journal = journal or (state is not None and state.launched and state.load == "loaded")
+    if journal:
+        problems.append(f"`journalctl -u {name}` there tells more")
     return Progress(done, tuple(targets), "; ".join(problems))
 
 
