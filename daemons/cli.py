@@ -23,7 +23,7 @@ from trimaran.daemons.cli_context import (
     default_endpoints,
     json_option,
 )
-from trimaran.errors import StoreError, StoreUnavailableError, TrimaranError
+from trimaran.errors import ETCD_ERRORS, StoreError, StoreUnavailableError, TrimaranError
 
 # Command -> (module, attribute, help). A module is imported only when its command runs, so that
 # `trimaran kv get` does not pay for the fleet.
@@ -49,6 +49,23 @@ Examples:
 Exit codes: 0 done, 1 the request failed, 2 wrong usage, 3 the store does not
 answer, 130 interrupted.
 """
+
+
+# What to do about an error of the store, by its text.
+HINTS: Final = {
+    ETCD_ERRORS[name][1]: hint
+    for name, hint in {
+        "EMPTY_KEY": "give a key of at least one character",
+        "LEASE_NOT_FOUND": "it may have ended; `trimaran lease list` prints those there are",
+        "COMPACTED": "the history before is gone; ask for a later revision, or for none",
+        "FUTURE_REVISION": "`trimaran status` tells the newest one",
+        "LEASE_TTL_TOO_LARGE": "9000000000 s are the most",
+        "REQUEST_TOO_LARGE": "--max-request-bytes of the store sets the limit",
+        "TOO_MANY_REQUESTS": "its disk is slower than the writes; try again later",
+        "NO_SPACE": "delete what is not needed, `trimaran kv compact` up to the newest revision, "
+        "then `etcdctl alarm disarm`",
+    }.items()
+}
 
 
 class LazyGroup(click.Group):
@@ -164,10 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; print what went wrong to standard error and return the exit code."""
+    # gRPC's own lines about connections say nothing that our errors do not.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         result = trimaran.main(arguments, prog_name="trimaran", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except click.NoSuchOption as error:
+        if any(error.option_name in parameter.opts for parameter in trimaran.params):
+            where = f"It goes before the command: trimaran {error.option_name} ... COMMAND"
+            click.UsageError(f"{error.format_message()} {where}", error.ctx).show()
+        else:
+            error.show()
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -180,7 +206,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         return EXIT_UNAVAILABLE
     except StoreError as error:
-        complain(f"the store refused: {error.message}")
+        hint = HINTS.get(error.message)
+        complain(f"the store refused: {error.message}" + (f"; {hint}" if hint else ""))
     except TrimaranError as error:
         complain(str(error))
     except BrokenPipeError:

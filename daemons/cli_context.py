@@ -15,6 +15,7 @@ standard error and an exit code.
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+
+from trimaran.errors import ConfigError
 
 if TYPE_CHECKING:
     from trimaran.client import Client
@@ -38,6 +41,9 @@ EXIT_UNAVAILABLE: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 Result = TypeVar("Result")
+
+# C0, DEL, C1.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass
@@ -61,13 +67,20 @@ class CommandContext:
     json: bool = False
 
     def connect(self) -> "Client":
-        """Make a client of the store the options name; it does no input or output until used."""
+        """Make a client of the store the options name; it does no input or output until used.
+
+        Raises:
+            click.UsageError: an endpoint or TLS option is none.
+        """
         from trimaran.client import Client, TLSOptions
 
         tls = None
         if self.ca_cert or self.cert or self.key:
             tls = TLSOptions(ca=self.ca_cert, cert=self.cert, key=self.key)
-        return Client(list(self.endpoints), tls=tls, timeout_s=self.timeout_s)
+        try:
+            return Client(list(self.endpoints), tls=tls, timeout_s=self.timeout_s)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from error
 
     def run(self, work: "Callable[[Client], Awaitable[Result]]") -> Result:
         """Run a coroutine function with a client, on a uvloop loop, and close the client after.
@@ -86,13 +99,15 @@ class CommandContext:
         """Print rows under a heading.
 
         On a terminal they are a table; in a pipe, lines with one tab between fields, as scripts
-        expect; with --json, a list of objects whose names are the columns in lower case.
+        expect; with --json, a list of objects whose names are the columns in lower case and whose
+        numbers, truth values and lists stay what they are.
         """
-        texts = [[str(field) for field in row] for row in rows]
         if self.json:
             names = [column.lower() for column in columns]
-            self.print_json([dict(zip(names, row, strict=True)) for row in texts])
-        elif sys.stdout.isatty():
+            self.print_json([dict(zip(names, row, strict=True)) for row in rows])
+            return
+        texts = [[cell(field) for field in row] for row in rows]
+        if sys.stdout.isatty():
             print_terminal_table(columns, texts)
         else:
             for row in [list(columns), *texts]:
@@ -109,6 +124,24 @@ def default_endpoints() -> str:
         return HOST_ENDPOINTS_FILE.read_text().strip() or DEFAULT_ENDPOINT
     except OSError:
         return DEFAULT_ENDPOINT
+
+
+def cell(value: object) -> str:
+    """The text of a table's field."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return visible(",".join(map(str, value)))
+    return visible(str(value))
+
+
+def visible(text: str) -> str:
+    """Show control characters as escapes.
+
+    A line feed or tab would break the table, and what others put into a store must not drive the
+    terminal of whoever lists it.
+    """
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 pass_context = click.make_pass_decorator(CommandContext)

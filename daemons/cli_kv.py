@@ -1,22 +1,32 @@
 """`trimaran kv`: read, write and watch keys of the store."""
 
+import asyncio
 import base64
 import json
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from trimaran.daemons.cli_context import CommandContext, json_option, pass_context
+from trimaran.daemons.cli_context import CommandContext, json_option, pass_context, visible
 from trimaran.daemons.cli_lease import parse_lease
-from trimaran.errors import TrimaranError
+from trimaran.errors import StatusCode, StoreUnavailableError, TrimaranError
 
 if TYPE_CHECKING:
-    from trimaran.client import Client, Event, KeyValue
+    from trimaran.client import Client, Event, KeyValue, Watcher
+
+# The watcher's own attempt takes as long as a call may; its reason comes a little later.
+START_GRACE_S: Final = 1.0
 
 
 class KeyNotFoundError(TrimaranError):
     """The one key asked for is not in the store."""
+
+
+def parse_bytes(value: str | bytes) -> bytes:
+    """The bytes of an argument as they stood on the command line, UTF-8 or not."""
+    return os.fsencode(value)
 
 
 @click.group()
@@ -25,8 +35,8 @@ def kv() -> None:
 
 
 def readable(data: bytes) -> str:
-    """Text of bytes for a person; what is not UTF-8 is shown as escapes."""
-    return data.decode("utf-8", "backslashreplace")
+    """Text of bytes for a person; what is not UTF-8 or would steer the terminal is escaped."""
+    return visible(data.decode("utf-8", "backslashreplace"))
 
 
 def json_bytes(name: str, data: bytes) -> dict[str, str]:
@@ -57,10 +67,15 @@ def print_raw(data: bytes) -> None:
 
 
 @kv.command()
-@click.argument("key")
+@click.argument("key", type=parse_bytes, metavar="KEY")
 @click.option("--prefix", is_flag=True, help="Every key that starts with KEY.")
 @click.option("--from-key", is_flag=True, help="Every key from KEY on.")
-@click.option("--range-end", metavar="KEY", help="Every key from KEY to this one, itself excluded.")
+@click.option(
+    "--range-end",
+    type=parse_bytes,
+    metavar="KEY",
+    help="Every key from KEY to this one, itself excluded.",
+)
 @click.option("--revision", type=click.IntRange(min=1), default=None, help="As of this revision.")
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="No more than this many.")
 @click.option("--keys-only", is_flag=True, help="Print keys without values.")
@@ -70,10 +85,10 @@ def print_raw(data: bytes) -> None:
 @pass_context
 def get(
     context: CommandContext,
-    key: str,
+    key: bytes,
     prefix: bool,
     from_key: bool,
-    range_end: str | None,
+    range_end: bytes | None,
     revision: int | None,
     limit: int | None,
     keys_only: bool,
@@ -107,7 +122,9 @@ def get(
         context.print_json({"count": result.count}) if context.json else click.echo(result.count)
         return
     if one and not result.kvs:
-        raise KeyNotFoundError(f"there is no key {key}; to list: trimaran kv get --prefix ''")
+        raise KeyNotFoundError(
+            f"there is no key {readable(key)}; to list: trimaran kv get --prefix ''"
+        )
     if context.json:
         context.print_json([json_key_value(kv, not keys_only) for kv in result.kvs])
     elif one:
@@ -121,14 +138,20 @@ def get(
 
 
 @kv.command()
-@click.argument("key")
-@click.argument("value", required=False)
-@click.option("--lease", type=parse_lease, default=None, help="Lease the key lives as long as.")
+@click.argument("key", type=parse_bytes, metavar="KEY")
+@click.argument("value", type=parse_bytes, required=False, metavar="[VALUE]")
+@click.option(
+    "--lease",
+    type=parse_lease,
+    default=None,
+    metavar="ID",
+    help="Lease the key lives as long as.",
+)
 @click.option("--prev-kv", is_flag=True, help="Print the value that was there before.")
 @json_option
 @pass_context
 def put(
-    context: CommandContext, key: str, value: str | None, lease: int | None, prev_kv: bool
+    context: CommandContext, key: bytes, value: bytes | None, lease: int | None, prev_kv: bool
 ) -> None:
     """Store VALUE under KEY; without VALUE, what comes on standard input.
 
@@ -137,7 +160,7 @@ def put(
       trimaran kv put /app/color blue
       trimaran kv put /app/config < config.json
     """
-    data = sys.stdin.buffer.read() if value is None else value.encode()
+    data = sys.stdin.buffer.read() if value is None else value
     result = context.run(lambda client: client.put(key, data, lease=lease or 0, prev_kv=prev_kv))
     previous = result.prev_kv
     if context.json:
@@ -148,12 +171,17 @@ def put(
 
 
 @kv.command("del")
-@click.argument("key")
+@click.argument("key", type=parse_bytes, metavar="KEY")
 @click.option("--prefix", is_flag=True, help="Every key that starts with KEY.")
-@click.option("--range-end", metavar="KEY", help="Every key from KEY to this one, itself excluded.")
+@click.option(
+    "--range-end",
+    type=parse_bytes,
+    metavar="KEY",
+    help="Every key from KEY to this one, itself excluded.",
+)
 @json_option
 @pass_context
-def delete(context: CommandContext, key: str, prefix: bool, range_end: str | None) -> None:
+def delete(context: CommandContext, key: bytes, prefix: bool, range_end: bytes | None) -> None:
     """Delete KEY and print how many keys that were.
 
     \b
@@ -169,7 +197,7 @@ def delete(context: CommandContext, key: str, prefix: bool, range_end: str | Non
 
 
 @kv.command()
-@click.argument("key")
+@click.argument("key", type=parse_bytes, metavar="KEY")
 @click.option("--prefix", is_flag=True, help="Every key that starts with KEY.")
 @click.option(
     "--revision", type=click.IntRange(min=1), default=None, help="Begin with this revision."
@@ -178,7 +206,7 @@ def delete(context: CommandContext, key: str, prefix: bool, range_end: str | Non
 @json_option
 @pass_context
 def watch(
-    context: CommandContext, key: str, prefix: bool, revision: int | None, prev_kv: bool
+    context: CommandContext, key: bytes, prefix: bool, revision: int | None, prev_kv: bool
 ) -> None:
     """Print changes of KEY as they happen, until Ctrl-C: one line each, PUT or DELETE first.
 
@@ -191,6 +219,7 @@ def watch(
     async def follow(client: "Client") -> None:
         watcher = client.watch(key, prefix=prefix, start_revision=revision or 0, prev_kv=prev_kv)
         async with watcher:
+            await await_start(context, watcher)
             async for batch in watcher:
                 if batch.compacted:
                     click.echo(
@@ -203,6 +232,20 @@ def watch(
                 sys.stdout.flush()
 
     context.run(follow)
+
+
+async def await_start(context: CommandContext, watcher: "Watcher") -> None:
+    """Wait until a store has taken the watch; later it may come and go unnoticed.
+
+    Raises:
+        StoreUnavailableError: none has within the time of one call.
+    """
+    try:
+        async with asyncio.timeout(context.timeout_s + START_GRACE_S):
+            await watcher.started()
+    except TimeoutError:
+        reason = watcher.error.message if watcher.error else "no store has taken the watch in time"
+        raise StoreUnavailableError(StatusCode.UNAVAILABLE, reason) from None
 
 
 def print_event(context: CommandContext, event: "Event") -> None:

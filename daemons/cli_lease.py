@@ -69,7 +69,7 @@ def timetolive(context: CommandContext, lease_id: int) -> None:
     if status.ttl_s < 0:
         raise LeaseNotFoundError(f"there is no lease {lease_id:x}; it may have ended")
     keys = [key.decode("utf-8", "backslashreplace") for key in status.keys]
-    row = (f"{status.id:x}", status.granted_ttl_s, status.ttl_s, " ".join(keys))
+    row = (f"{status.id:x}", status.granted_ttl_s, status.ttl_s, keys)
     context.print_table(("ID", "GRANTED", "LEFT", "KEYS"), [row])
 
 

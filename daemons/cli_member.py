@@ -26,9 +26,9 @@ def list_members(context: CommandContext) -> None:
         (
             f"{one.id:x}",
             one.name,
-            ",".join(one.peer_urls),
-            ",".join(one.client_urls),
-            "yes" if one.is_learner else "no",
+            one.peer_urls,
+            one.client_urls,
+            one.is_learner,
         )
         for one in members
     ]
@@ -41,7 +41,8 @@ def list_members(context: CommandContext) -> None:
 def status(context: CommandContext) -> None:
     """Show each endpoint: whether it answers, its version, size, leader and revision.
 
-    An endpoint that does not answer is shown so; that is an error only where none answers.
+    An endpoint that does not answer is shown so; that is an error only where none answers. With
+    --json, the size is in bytes.
     """
 
     async def ask(client: "Client") -> list[tuple[object, ...]]:
@@ -52,10 +53,10 @@ def status(context: CommandContext) -> None:
                 found = await client.status(endpoint)
             except StoreError as error:
                 problem = error
-                rows.append((endpoint, "no answer", "", "", "", "", ""))
+                rows.append((endpoint, "no answer", *[None if context.json else ""] * 5))
                 continue
             role = "leader" if found.leader == found.member_id else "follower"
-            size = f"{found.db_size / 2**20:.1f} MiB"
+            size = found.db_size if context.json else f"{found.db_size / 2**20:.1f} MiB"
             row = ("healthy", found.version, f"{found.member_id:x}", role, size, found.revision)
             rows.append((endpoint, *row))
         if problem and all(row[1] == "no answer" for row in rows):

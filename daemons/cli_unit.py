@@ -14,6 +14,7 @@ from trimaran.daemons.cli_context import (
     CommandContext,
     json_option,
     pass_context,
+    visible,
 )
 from trimaran.errors import UnitNotFoundError
 from trimaran.fleet import view
@@ -90,7 +91,7 @@ def print_rows(
     table = [[row[field] for field in chosen] for row in rows]
     if no_legend and not context.json:
         for row in table:
-            click.echo("\t".join(row))
+            click.echo("\t".join(map(visible, row)))
         return
     context.print_table([field.upper() for field in chosen], table)
 
@@ -270,6 +271,7 @@ def destroy_units(
         names = fleet_client.expand(units)
         for name in await fleet_client.destroy(client, names):
             click.echo(f"Unit {name} is not in the fleet", err=True)
+            names.remove(name)
         return await wait_for(client, names, "destroyed", 0 if no_block else wait_s)
 
     return context.run(work)

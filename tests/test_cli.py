@@ -75,7 +75,8 @@ def test_leases_are_kept_listed_and_revoked(store_endpoint: str) -> None:
     run("kv", "put", "k", "v", "--lease", lease, endpoint=store_endpoint)
     assert lease in run("lease", "list", endpoint=store_endpoint).stdout.split()
     row = run("lease", "timetolive", lease, "--json", endpoint=store_endpoint).stdout
-    assert json.loads(row)[0]["keys"] == "k"
+    (found,) = json.loads(row)
+    assert (found["keys"], found["granted"]) == (["k"], 60)
     run("lease", "revoke", lease, endpoint=store_endpoint)
     run("kv", "get", "k", endpoint=store_endpoint, code=1)
     gone = run("lease", "timetolive", lease, endpoint=store_endpoint, code=1)
@@ -107,6 +108,10 @@ def test_members_and_status_are_shown(store_endpoint: str) -> None:
     rows = json.loads(run("--timeout", "2", "status", "--json", endpoint=both).stdout)
     assert [row["health"] for row in rows] == ["healthy", "no answer"]
     assert rows[0]["role"] == "leader"
+    assert isinstance(rows[0]["revision"], int)
+    assert isinstance(rows[0]["size"], int)
+    assert members[0]["learner"] is False
+    assert isinstance(members[0]["peers"], list)
 
 
 def test_a_terminal_gets_an_aligned_table(store_endpoint: str) -> None:
@@ -126,6 +131,47 @@ def test_a_terminal_gets_an_aligned_table(store_endpoint: str) -> None:
     ]
 
 
+def test_bytes_that_are_no_text_are_kept_and_shown(store_endpoint: str) -> None:
+    def trimaran(*arguments: bytes) -> bytes:
+        line = [*TRIMARAN, "--endpoints", store_endpoint, "kv", *arguments]
+        return subprocess.run(line, capture_output=True, timeout=TIMEOUT_S, check=True).stdout
+
+    trimaran(b"put", b"/b/\xff", b"\xfe\x1b[31m\n")
+    assert trimaran(b"get", b"/b/\xff") == b"\xfe\x1b[31m\n\n"
+    assert trimaran(b"get", b"--prefix", b"/b/") == b"KEY\tVALUE\n/b/\\xff\t\\xfe\\x1b[31m\\n\n"
+    (found,) = json.loads(trimaran(b"get", b"/b/\xff", b"--json"))
+    assert (found["key_base64"], found["value_base64"]) == ("L2Iv/w==", "/htbMzFtCg==")
+    assert trimaran(b"del", b"/b/\xff") == b"1\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["kv", "put", "", "v"], "give a key"),
+        (["kv", "put", "k", "v", "--lease", "7f"], "trimaran lease list"),
+        (["kv", "get", "k", "--revision", "99"], "trimaran status"),
+        (["lease", "grant", "99999999999"], "9000000000 s"),
+    ],
+)
+def test_what_the_store_refuses_comes_with_a_way_on(
+    arguments: list[str], hint: str, store_endpoint: str
+) -> None:
+    assert hint in run(*arguments, endpoint=store_endpoint, code=1).stderr
+
+
+def test_a_watch_without_a_store_says_so() -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    result = run("--timeout", "1", "kv", "watch", "k", endpoint=endpoint, code=3)
+    assert "trimaran up" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_plain_store_asked_for_tls_gives_one_line(store_endpoint: str) -> None:
+    endpoint = store_endpoint.replace("http:", "https:")
+    result = run("--timeout", "1", "kv", "get", "k", endpoint=endpoint, code=3)
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_without_a_store_the_error_says_what_to_do() -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
     result = run("--timeout", "1", "kv", "get", "k", endpoint=endpoint, code=3)
@@ -142,6 +188,9 @@ def test_without_a_store_the_error_says_what_to_do() -> None:
         (["kv", "get"], "Missing argument"),
         (["kv", "get", "a", "--prefix", "--from-key"], "give one of"),
         (["--endpoints", ",", "kv", "get", "a"], "--endpoints is empty"),
+        (["--endpoints", "ftp://a:1", "kv", "get", "a"], "write http://HOST:PORT"),
+        (["--endpoints", "http://a:999999", "kv", "get", "a"], "Port out of range"),
+        (["kv", "get", "a", "--endpoints", "http://a:1"], "It goes before the command"),
         (["--cert", "/dev/null", "status"], "--cert and --key go together"),
         (["--cert", "/no/such/file", "status"], "does not exist"),
         (["lease", "revoke", "xyz"], "is not a lease id"),

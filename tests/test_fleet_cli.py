@@ -128,6 +128,7 @@ def test_why_nothing_runs_without_machines(shell: Shell) -> None:
         (("submit", "x.device"), 1, "ends in .device"),
         (("start", "bad.service"), 1, "bad.service: line 2: 'nonsense' is no option"),
         (("start", "binary.service"), 1, "binary.service is not text in UTF-8"),
+        (("submit", ""), 1, "the unit name is empty"),
         (("start",), 2, "Missing argument"),
         (("start", "--timeout=soon", "x"), 2, "not a valid float"),
         (("list", "--fields=machine,bogus"), 2, "--fields has no 'bogus'"),
@@ -144,6 +145,16 @@ def test_mistakes(shell: Shell, arguments: tuple[str, ...], code: int, complaint
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     shell = Shell(f"http://127.0.0.1:{free_port()}", tmp_path)
     assert "--endpoints" in shell("--timeout=0.5", "unit", "list", code=3)
+
+
+def test_destroying_what_is_not_there_does_not_claim_otherwise(shell: Shell) -> None:
+    shell.write("here.service")
+    shell("unit", "submit", "here.service")
+    output = shell("unit", "destroy", "nope", "here")
+    assert sorted(output.splitlines()) == [
+        "Unit here.service destroyed",
+        "Unit nope.service is not in the fleet",
+    ]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
