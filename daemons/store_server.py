@@ -365,7 +365,10 @@ class Stored:
         request = pb.AlarmRequest(
             action=pb.AlarmRequest.ACTIVATE, memberID=self.identity.member_id, alarm=pb.NOSPACE
         )
-        await self.propose(engine.ALARM, request.SerializeToString())
+        try:
+            await self.propose(engine.ALARM, request.SerializeToString())
+        except StoreError as error:
+            LOG.warning("the alarm for want of space is not raised yet: %s", error)
 
     def _report_disk(self) -> None:
         error = self.member.disk_error()

@@ -145,12 +145,13 @@ static void cancel_compacted(trimaran_watchhub *hub, trimaran_watcher *watcher)
     trimaran_watch_send(hub, watcher->stream, &answer);
 }
 
-static void catch_up(trimaran_watchhub *hub, trimaran_watcher *watcher)
+/* Returns how many changes it looked at. */
+static size_t catch_up(trimaran_watchhub *hub, trimaran_watcher *watcher)
 {
     int64_t revision = trimaran_mvcc_revision(hub->mvcc);
     if (watcher->next_revision < trimaran_mvcc_compact_revision(hub->mvcc)) {
         cancel_compacted(hub, watcher);
-        return;
+        return 0;
     }
     chunk_t chunk = {.hub = hub, .watcher = watcher, .current = -1};
     hub->events.size = 0;
@@ -167,6 +168,7 @@ static void catch_up(trimaran_watchhub *hub, trimaran_watcher *watcher)
     if (hub->events.size > 0)
         trimaran_watch_send_events(hub, watcher, revision,
                                    trimaran_slice_of(hub->events.data, hub->events.size));
+    return chunk.visited;
 }
 
 bool trimaran_watchhub_step(trimaran_watchhub *hub)
@@ -174,12 +176,14 @@ bool trimaran_watchhub_step(trimaran_watchhub *hub)
     enum { WATCHERS_A_STEP = 64 };
     trimaran_watcher *watcher = hub->behind;
     bool again = false;
+    size_t visited = 0;
     for (int i = 0; watcher != NULL;) {
         trimaran_watcher *next = watcher->next;
         if (!trimaran_watch_is_full(watcher->stream)) {
-            if (i++ == WATCHERS_A_STEP)
+            /* The loop has others to serve: what one chunk may visit bounds the whole step. */
+            if (i++ == WATCHERS_A_STEP || visited >= CHUNK_VISITS)
                 return true;
-            catch_up(hub, watcher);
+            visited += catch_up(hub, watcher);
             again = true;
         }
         watcher = next;
