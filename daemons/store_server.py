@@ -1,6 +1,7 @@
 """The store daemon's moving parts: one member, its server and its clocks on the event loop."""
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -130,9 +131,10 @@ def bind(url: str) -> list[socket.socket]:
         for listening in sockets:
             listening.close()
         reason = error.strerror or str(error)
-        raise ConfigError(
-            f"cannot listen on {url}: {reason}; stop what uses it or change --listen-client-urls"
-        ) from None
+        hint = "stop what uses it or change --listen-client-urls"
+        if error.errno != errno.EADDRINUSE:
+            hint = "change --listen-client-urls; `ip address` lists this host's addresses"
+        raise ConfigError(f"cannot listen on {url}: {reason}; {hint}") from None
     return sockets
 
 

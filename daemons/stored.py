@@ -12,7 +12,7 @@ from trimaran._version import ETCD_VERSION, VERSION
 from trimaran.daemons.sd_notify import notify
 from trimaran.daemons.store_server import Stored
 from trimaran.errors import TrimaranError
-from trimaran.store.options import FLAGS, StoreOptions, read_options, unknown_variables
+from trimaran.store.options import FLAGS, Flag, StoreOptions, read_options, unknown_variables
 
 __all__ = ["Stored", "main"]
 
@@ -25,15 +25,25 @@ _LEVELS = {
 }
 
 
+def shown_default(flag: Flag) -> str:
+    """The default of a flag as the help ends its line; nothing where it follows from others."""
+    default = getattr(StoreOptions(), flag.field)
+    if flag.kind == "urls":
+        default = ",".join(default)
+    if flag.kind == "duration":
+        default = f"{default:g}s"
+    return f" [{default}]" if default not in ("", {}) else ""
+
+
 def usage() -> str:
     """Return the help text."""
     width = max(len(flag.name) for flag in FLAGS) + 4
-    rows = [f"  --{flag.name:<{width}}{flag.help}" for flag in FLAGS]
+    rows = [f"  --{flag.name:<{width}}{flag.help}{shown_default(flag)}" for flag in FLAGS]
     return "\n".join(
         [
             "usage: trimaran-stored [--FLAG VALUE ...]",
             "",
-            "A replicated key-value store that speaks etcd's v3 protocol. Flags are etcd's own;",
+            "A key-value store of one member that speaks etcd's v3 protocol. Flags are etcd's own;",
             "each may come from the environment instead, --data-dir as ETCD_DATA_DIR.",
             "",
             "examples:",

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from etcd_server import StoreServer, command, free_port, missing_reason
+from trimaran.store.options import FLAGS
 
 START_TIMEOUT_S = 20.0
 KINDS = ("trimaran", "3.5")
@@ -134,6 +135,16 @@ def test_port_in_use(kind: str, tmp_path: Path) -> None:
     assert "in use" in output
 
 
+def test_address_of_another_host(kind: str, tmp_path: Path) -> None:
+    # 192.0.2.1 is nobody's (RFC 5737).
+    url = "http://192.0.2.1:2379"
+    output = refused(kind, base(kind, tmp_path, listen_client_urls=url, advertise_client_urls=url))
+    assert "192.0.2.1" in output
+    if kind == "trimaran":
+        assert "ip address" in output
+        assert "stop what uses it" not in output
+
+
 def test_data_directory_in_use(tmp_path: Path) -> None:
     # etcd waits for the lock of its file without end; we say who is in the way.
     reason = missing_reason("trimaran")
@@ -165,6 +176,19 @@ def test_unknown_environment_is_only_warned_of(kind: str) -> None:
             assert "ETCD_NO_SUCH_OPTION" in server.log_tail(20_000)
     finally:
         del os.environ["ETCD_NO_SUCH_OPTION"]
+
+
+def test_help_shows_every_flag_with_its_default() -> None:
+    program = command("trimaran")
+    assert program is not None
+    done = subprocess.run([*program, "--help"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line[:4] == "  --"}
+    assert set(lines) == {f"--{flag.name}" for flag in FLAGS} | {"--version"}
+    assert lines["--max-txn-ops"].endswith("[128]")
+    assert lines["--listen-client-urls"].endswith("[http://localhost:2379]")
+    assert lines["--watch-progress-notify-interval"].endswith("[600s]")
+    assert "[" not in lines["--initial-cluster"]
 
 
 def test_version_option(kind: str, tmp_path: Path) -> None:
