@@ -23,6 +23,7 @@ from trimaran.daemons.cli_context import (
     default_endpoints,
     json_option,
 )
+from trimaran.daemons.standard_streams import reserve_standard_streams
 from trimaran.errors import ETCD_ERRORS, StoreError, StoreUnavailableError, TrimaranError
 
 # Command -> (module, attribute, help). A module is imported only when its command runs, so that
@@ -181,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; print what went wrong to standard error and return the exit code."""
+    reserve_standard_streams()
     # gRPC's own lines about connections say nothing that our errors do not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:

@@ -15,6 +15,7 @@ standard error and an exit code.
 
 import asyncio
 import json
+import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -95,8 +96,10 @@ class CommandContext:
 
         return run_loop(connected)
 
-    def print_table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Print rows under a heading.
+    def print_table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], legend: bool = True
+    ) -> None:
+        """Print rows under a heading, or without one where `legend` is false.
 
         On a terminal they are a table; in a pipe, lines with one tab between fields, as scripts
         expect; with --json, a list of objects whose names are the columns in lower case and whose
@@ -108,9 +111,9 @@ class CommandContext:
             return
         texts = [[cell(field) for field in row] for row in rows]
         if sys.stdout.isatty():
-            print_terminal_table(columns, texts)
+            print_terminal_table(texts, columns if legend else None)
         else:
-            for row in [list(columns), *texts]:
+            for row in [list(columns), *texts] if legend else texts:
                 click.echo("\t".join(row))
 
     def print_json(self, value: Any) -> None:
@@ -158,18 +161,30 @@ def run_loop(work: Callable[[], Awaitable[Result]]) -> Result:
         return runner.run(whole())
 
 
-def print_terminal_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print aligned columns with a bold heading, without borders, never cutting a field short."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def print_terminal_table(rows: Sequence[Sequence[str]], heading: Sequence[str] | None) -> None:
+    """Print aligned columns under a bold heading, without borders.
 
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(field) for field in row))
-    Console(highlight=False).print(table)
+    A line that is longer than the terminal is wide is left to it to wrap: an address or a key that
+    is broken into pieces can neither be read nor copied.
+    """
+    from rich.cells import cell_len
+
+    lines = [heading, *rows] if heading else list(rows)
+    if not lines:
+        return
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (
+            field + " " * (width - cell_len(field))
+            for field, width in zip(line, widths, strict=True)
+        )
+        text = "   ".join(padded).rstrip()
+        click.echo(click.style(text, bold=True) if line is heading and is_styled() else text)
+
+
+def is_styled() -> bool:
+    """Whether the terminal is wanted to show more than characters (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def set_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -160,6 +160,8 @@ def put(
       trimaran kv put /app/color blue
       trimaran kv put /app/config < config.json
     """
+    if value is None and sys.stdin.isatty():
+        click.echo("trimaran: type the value; Ctrl-D on an empty line ends it", err=True)
     data = sys.stdin.buffer.read() if value is None else value
     result = context.run(lambda client: client.put(key, data, lease=lease or 0, prev_kv=prev_kv))
     previous = result.prev_kv

@@ -14,7 +14,6 @@ from trimaran.daemons.cli_context import (
     CommandContext,
     json_option,
     pass_context,
-    visible,
 )
 from trimaran.errors import UnitNotFoundError
 from trimaran.fleet import view
@@ -89,11 +88,7 @@ def print_rows(
         if field not in known:
             raise click.UsageError(f"--fields has no {field!r}; it knows {', '.join(known)}")
     table = [[row[field] for field in chosen] for row in rows]
-    if no_legend and not context.json:
-        for row in table:
-            click.echo("\t".join(map(visible, row)))
-        return
-    context.print_table([field.upper() for field in chosen], table)
+    context.print_table([field.upper() for field in chosen], table, legend=not no_legend)
 
 
 # Changing units.

@@ -27,6 +27,7 @@ from trimaran.daemons.fleet_agent import Agent
 from trimaran.daemons.fleet_engine import Engine
 from trimaran.daemons.fleet_presence import Presence
 from trimaran.daemons.sd_notify import notify
+from trimaran.daemons.standard_streams import reserve_standard_streams
 from trimaran.daemons.systemd import Systemd
 from trimaran.errors import ConfigError, TrimaranError
 from trimaran.fleet.loss import SETTLE_S, LossJudge
@@ -350,6 +351,7 @@ async def _serve(options: FleetOptions) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code."""
+    reserve_standard_streams()
     try:
         fleetd.main(
             arguments,

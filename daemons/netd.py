@@ -22,6 +22,7 @@ from trimaran.daemons.net_daemon import (
     NetStatus,
 )
 from trimaran.daemons.sd_notify import notify
+from trimaran.daemons.standard_streams import reserve_standard_streams
 from trimaran.errors import TrimaranError
 from trimaran.net.config import DEFAULT_PREFIX
 
@@ -183,6 +184,7 @@ async def _announce(daemon: NetDaemon) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
+    reserve_standard_streams()
     try:
         netd.main(arguments, prog_name="trimaran-netd", standalone_mode=False)
     except click.ClickException as error:

@@ -10,6 +10,7 @@ import uvloop
 
 from trimaran._version import ETCD_VERSION, VERSION
 from trimaran.daemons.sd_notify import notify
+from trimaran.daemons.standard_streams import reserve_standard_streams
 from trimaran.daemons.store_server import Stored
 from trimaran.errors import TrimaranError
 from trimaran.store.options import FLAGS, Flag, StoreOptions, read_options, unknown_variables
@@ -91,6 +92,7 @@ async def run(options: StoreOptions) -> None:
 
 def main() -> None:
     """Run the daemon; exits with 1 where it cannot start, 2 for a wrong command line."""
+    reserve_standard_streams()
     arguments = sys.argv[1:]
     if any(word in ("-h", "-help", "--help") for word in arguments):
         print(usage())

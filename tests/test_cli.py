@@ -117,18 +117,46 @@ def test_members_and_status_are_shown(store_endpoint: str) -> None:
 def test_a_terminal_gets_an_aligned_table(store_endpoint: str) -> None:
     run("kv", "put", "/a-long-key", "1", endpoint=store_endpoint)
     run("kv", "put", "/b", "2", endpoint=store_endpoint)
-    leader, follower = pty.openpty()
-    command = [*TRIMARAN, "--endpoints", store_endpoint, "kv", "get", "--prefix", "/"]
-    environment = {**os.environ, "TERM": "dumb", "COLUMNS": "80"}
-    subprocess.run(command, stdout=follower, env=environment, timeout=TIMEOUT_S, check=True)
-    os.close(follower)
-    lines = os.read(leader, 65536).decode().splitlines()
-    os.close(leader)
-    assert [line.rstrip() for line in lines] == [
+    arguments = ["--endpoints", store_endpoint, "kv", "get", "--prefix", "/"]
+    assert on_terminal(arguments, TERM="dumb", COLUMNS="80") == [
         "KEY           VALUE",
         "/a-long-key   1",
         "/b            2",
     ]
+
+
+def on_terminal(arguments: list[str], **environment: str) -> list[str]:
+    """Run the command on a terminal and return the lines it shows."""
+    leader, follower = pty.openpty()
+    command = [*TRIMARAN, *arguments]
+    everything = {**os.environ, **environment}
+    subprocess.run(command, stdout=follower, env=everything, timeout=TIMEOUT_S, check=True)
+    os.close(follower)
+    lines = os.read(leader, 65536).decode().splitlines()
+    os.close(leader)
+    return lines
+
+
+def test_a_narrow_terminal_breaks_no_field(store_endpoint: str) -> None:
+    heading, row = on_terminal(["--endpoints", store_endpoint, "status"], COLUMNS="20", TERM="dumb")
+    assert row.startswith(f"{store_endpoint}   healthy")
+    assert heading.index("HEALTH") == row.index("healthy")
+
+
+def test_only_a_willing_terminal_gets_bold_type(store_endpoint: str) -> None:
+    arguments = ["--endpoints", store_endpoint, "member", "list"]
+    assert on_terminal(arguments, TERM="xterm", NO_COLOR="")[0].startswith("\x1b[1mID")
+    assert on_terminal(arguments, TERM="xterm", NO_COLOR="1")[0].startswith("ID")
+    assert on_terminal(arguments, TERM="dumb", NO_COLOR="")[0].startswith("ID")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_do_no_harm(closed: str, store_endpoint: str) -> None:
+    run("kv", "put", "k", "v", endpoint=store_endpoint)
+    line = f'"$0" --endpoints "$1" kv get k {closed}'
+    command = ["sh", "-c", line, *TRIMARAN, store_endpoint]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_bytes_that_are_no_text_are_kept_and_shown(store_endpoint: str) -> None:
