@@ -185,7 +185,7 @@ def get_config(context: CommandContext, prefix: str) -> None:
         context.print_table(("FIELD", "VALUE"), config_rows(parsed))
 
 
-def config_rows(parsed: NetworkConfig) -> list[tuple[str, str]]:
+def config_rows(parsed: NetworkConfig) -> list[tuple[str, object]]:
     """Describe a configuration."""
     options = {item.name: getattr(parsed.backend, item.name) for item in fields(parsed.backend)}
     backend = options.pop("type")
@@ -197,8 +197,22 @@ def config_rows(parsed: NetworkConfig) -> list[tuple[str, str]]:
             f"{parsed.subnet_min} to {parsed.subnet_max}",
         ),
         ("backend", str(backend)),
-        *((name.replace("_", "-"), str(value)) for name, value in options.items()),
+        *((name.replace("_", "-"), option_text(name, value)) for name, value in options.items()),
     ]
+
+
+def option_text(name: str, value: object) -> object:
+    """An option of a backend as a table shows it."""
+    return "the interface's, less 50" if name == "mtu" and value == 0 else value
+
+
+def ignored_options(text: str, parsed: NetworkConfig) -> list[str]:
+    """Name the keys of a document's backend that have no effect, most likely mistyped."""
+    known = {item.name.replace("_", "") for item in fields(parsed.backend)}
+    backend = next(
+        (value for key, value in json.loads(text).items() if key.lower() == "backend"), None
+    )
+    return [name for name in backend or {} if name.lower() not in known]
 
 
 @config.command(
@@ -239,6 +253,10 @@ def set_config(
         raise click.UsageError("give either --file or --network and further options")
     text = file.read() if file is not None else json.dumps(build_document(**values))
     parsed = parse_config(text)
+    for name in ignored_options(text, parsed):
+        if file is None:
+            raise click.UsageError(f"the backend {parsed.backend.type} has no option {name}")
+        click.echo(f"warning: the backend {parsed.backend.type} ignores {name}", err=True)
     context.run(lambda client: write_config(client, prefix, text, parsed, force))
     if context.json:
         context.print_json(json.loads(text))

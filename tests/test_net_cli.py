@@ -84,6 +84,7 @@ def test_a_network_from_the_command_line(net_site: NetSite) -> None:
         (("--network", "10.0.0.0/99"), "Network"),
         (("--network", "10.0.0.0/16", "--option", "VNI=x"), "VNI must be a number"),
         (("--network", "10.0.0.0/16", "--option", "VNI"), "NAME=VALUE"),
+        (("--network", "10.0.0.0/16", "--option", "VIN=7"), "vxlan has no option VIN"),
         (("--network", "10.0.0.0/16", "--subnet-len", "12"), "at least 18"),
         (("--backend", "udp"), "--network is missing"),
         ((), "either --file or --network"),

@@ -168,7 +168,9 @@ def parse_config(text: str | bytes) -> NetworkConfig:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise NetworkConfigError(f"network config is not JSON: {error}") from error
+        raise NetworkConfigError(
+            f"network config is not JSON: {error}; write one with `trimaran net config set`"
+        ) from error
     fields = _Fields(document, "network config")
     if not fields.flag("EnableIPv4", True):
         raise NetworkConfigError(
