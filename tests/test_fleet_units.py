@@ -36,7 +36,7 @@ def test_names_are_taken_apart(text: str, prefix: str, instance: str | None, suf
         ("", "0 characters"),
         ("x" * 250 + ".service", "258 characters"),
         ("web", "no type; write e.g. web.service"),
-        (".service", "no type"),
+        (".service", "the unit name is empty"),
         ("web.snapshot", "ends in .snapshot"),
         ("web.conf", "ends in .conf"),
         ("we b.service", "character outside"),
