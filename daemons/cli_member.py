@@ -1,5 +1,6 @@
 """`trimaran member` and `trimaran status`: the store's members and their state."""
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -57,7 +58,10 @@ def status(context: CommandContext) -> None:
                 continue
             role = "leader" if found.leader == found.member_id else "follower"
             size = found.db_size if context.json else f"{found.db_size / 2**20:.1f} MiB"
-            row = ("healthy", found.version, f"{found.member_id:x}", role, size, found.revision)
+            # An alarm comes as "memberID:123 alarm:NOSPACE ", and the member has its own column.
+            errors = [re.sub(r"^memberID:\d+ ", "", error).strip() for error in found.errors]
+            health = "; ".join(errors) or "healthy"
+            row = (health, found.version, f"{found.member_id:x}", role, size, found.revision)
             rows.append((endpoint, *row))
         if problem and all(row[1] == "no answer" for row in rows):
             raise StoreUnavailableError(problem.code, problem.message)

@@ -69,6 +69,7 @@ class Presence:
         self._record = replace(record, owner=token)
         self._deadline_s: Callable[[], float] = lambda: float("-inf")
         self._registered_revision = 0
+        self._was_lost = False
         self.lease_id = 0
         self.acquired = asyncio.Event()
         self.on_acquired: list[Callable[[], None]] = []
@@ -121,7 +122,10 @@ class Presence:
             is_new = lease_id != self.lease_id
             self.lease_id = lease_id
             self.acquired.set()
-            log.info("machine %s is registered, lease %x", self._machine_id, lease_id)
+            # Whoever was told that the store was away is to learn that it is back.
+            level = logging.WARNING if self._was_lost else logging.INFO
+            log.log(level, "machine %s is registered, lease %x", self._machine_id, lease_id)
+            self._was_lost = False
             if is_new:
                 for callback in self.on_acquired:
                     callback()
@@ -138,6 +142,7 @@ class Presence:
             finally:
                 gone.cancel()
                 lost.cancel()
+        self._was_lost = True
         log.warning("the store was out of reach for %d s; units are left as they are", self._ttl_s)
         for callback in self.on_lost:
             callback()

@@ -1,5 +1,6 @@
 """The store's methods that are not on the hot path: leases, members, maintenance."""
 
+import os
 import secrets
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -116,12 +117,14 @@ class StoreMethods:
         )
         return answer.SerializeToString()
 
-    def alarm_names(self) -> list[str]:
-        """Return the raised alarms as Status names them."""
-        return [
+    def problems(self) -> list[str]:
+        """Return the raised alarms as etcd's Status names them, and what the disk refuses."""
+        alarms = [
             f"memberID:{member} alarm:{pb.AlarmType.Name(kind)} "
             for member, kind in self._store.member.alarms()
         ]
+        error = self._store.member.disk_error()
+        return [*alarms, f"disk: {os.strerror(error)}"] if error else alarms
 
     async def status(self, data: bytes, call: Call) -> bytes:
         """Describe this member."""
@@ -136,7 +139,7 @@ class StoreMethods:
             raftIndex=raft["commit"],
             raftTerm=raft["term"],
             raftAppliedIndex=raft["applied"],
-            errors=self.alarm_names(),
+            errors=self.problems(),
             storageVersion=ETCD_VERSION,
             dbSizeQuota=self._store.options.quota_bytes,
             downgradeInfo=pb.DowngradeInfo(),

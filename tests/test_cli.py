@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from etcd_server import free_port
+from etcd_server import StoreServer, free_port
 from trimaran._version import VERSION
 
 TRIMARAN = [str(Path(sys.executable).parent / "trimaran")]
@@ -123,6 +123,15 @@ def test_a_terminal_gets_an_aligned_table(store_endpoint: str) -> None:
         "/a-long-key   1",
         "/b            2",
     ]
+
+
+def test_status_shows_what_is_wrong_with_a_store() -> None:
+    with StoreServer("trimaran", name="quota", arguments=["--quota-backend-bytes=300000"]) as store:
+        run("kv", "put", "k", endpoint=store.endpoint, input="x" * 250_000)
+        refused = run("kv", "put", "l", endpoint=store.endpoint, input="x" * 250_000, code=1)
+        assert "database space exceeded; delete what is not needed" in refused.stderr
+        (row,) = json.loads(run("status", "--json", endpoint=store.endpoint).stdout)
+        assert row["health"] == "alarm:NOSPACE"
 
 
 def on_terminal(arguments: list[str], **environment: str) -> list[str]:

@@ -47,6 +47,11 @@ async def count(endpoint: str) -> int:
         return (await client.get("k", prefix=True, count_only=True)).count
 
 
+async def problems(endpoint: str) -> list[str]:
+    async with Client([endpoint], timeout_s=5) as client:
+        return (await client.status()).errors
+
+
 async def writes_again(endpoint: str) -> bool:
     try:
         async with Client([endpoint], timeout_s=5) as client:
@@ -64,12 +69,14 @@ def test_a_full_disk_is_waited_out(small_disk: Path, killed: bool) -> None:
         assert acknowledged > 0
         # Reads are served while writes wait.
         assert run(count(server.endpoint)) >= acknowledged
+        assert run(problems(server.endpoint)) == ["disk: No space left on device"]
         if killed:
             server.kill()
         subprocess.run(["mount", "-o", f"remount,{LARGE}", str(small_disk)], check=True)
         if killed:
             server.restart()
         run(eventually(lambda: writes_again(server.endpoint)))
+        assert run(problems(server.endpoint)) == []
         assert run(count(server.endpoint)) >= acknowledged
         server.kill()
         server.restart()
