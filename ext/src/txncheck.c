@@ -272,17 +272,6 @@ bool trimaran_txn_is_read_only(const trimaran_txn_request *txn)
            all_ranges(txn->failure, txn->failure_count);
 }
 
-bool trimaran_txn_is_serializable(const trimaran_txn_request *txn)
-{
-    for (size_t i = 0; i < txn->success_count; i++)
-        if (txn->success[i].kind != TRIMARAN_OP_RANGE || !txn->success[i].range.serializable)
-            return false;
-    for (size_t i = 0; i < txn->failure_count; i++)
-        if (txn->failure[i].kind != TRIMARAN_OP_RANGE || !txn->failure[i].range.serializable)
-            return false;
-    return true;
-}
-
 static bool any_put(const trimaran_request_op *ops, size_t count)
 {
     for (size_t i = 0; i < count; i++)
