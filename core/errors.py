@@ -125,6 +125,21 @@ ETCD_ERRORS: Final[dict[str, tuple[StatusCode, str]]] = {
     "NO_LEADER": (StatusCode.UNAVAILABLE, "etcdserver: no leader"),
     "STOPPED": (StatusCode.UNAVAILABLE, "etcdserver: server stopped"),
     "TIMEOUT": (StatusCode.UNAVAILABLE, "etcdserver: request timed out"),
+    "TIMEOUT_CONNECTION_LOST": (
+        StatusCode.UNAVAILABLE,
+        "etcdserver: request timed out, possibly due to connection lost",
+    ),
+    "LEADER_CHANGED": (StatusCode.UNAVAILABLE, "etcdserver: leader changed"),
+    "NOT_LEADER": (StatusCode.FAILED_PRECONDITION, "etcdserver: not leader"),
+    "BAD_LEADER_TRANSFEREE": (
+        StatusCode.FAILED_PRECONDITION,
+        "etcdserver: bad leader transferee",
+    ),
+    "TIMEOUT_LEADER_TRANSFER": (
+        StatusCode.UNKNOWN,
+        "etcdserver: request timed out, leader transfer took too long",
+    ),
+    "LEARNER": (StatusCode.FAILED_PRECONDITION, "etcdserver: rpc not supported for learner"),
 }
 
 
