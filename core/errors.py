@@ -140,6 +140,32 @@ ETCD_ERRORS: Final[dict[str, tuple[StatusCode, str]]] = {
         "etcdserver: request timed out, leader transfer took too long",
     ),
     "LEARNER": (StatusCode.FAILED_PRECONDITION, "etcdserver: rpc not supported for learner"),
+    "MEMBER_NOT_FOUND": (StatusCode.NOT_FOUND, "etcdserver: member not found"),
+    "MEMBER_EXISTS": (StatusCode.FAILED_PRECONDITION, "etcdserver: member ID already exist"),
+    "PEER_URL_EXISTS": (StatusCode.FAILED_PRECONDITION, "etcdserver: Peer URLs already exists"),
+    "MEMBER_BAD_URLS": (
+        StatusCode.INVALID_ARGUMENT,
+        "etcdserver: given member URLs are invalid",
+    ),
+    # etcd means FAILED_PRECONDITION; what it sends is UNKNOWN.
+    "NOT_ENOUGH_STARTED": (
+        StatusCode.UNKNOWN,
+        "etcdserver: re-configuration failed due to not enough started members",
+    ),
+    "MEMBER_NOT_LEARNER": (
+        StatusCode.FAILED_PRECONDITION,
+        "etcdserver: can only promote a learner member",
+    ),
+    "LEARNER_NOT_READY": (
+        StatusCode.FAILED_PRECONDITION,
+        "etcdserver: can only promote a learner member which is in sync with leader",
+    ),
+    "TOO_MANY_LEARNERS": (
+        StatusCode.FAILED_PRECONDITION,
+        "etcdserver: too many learner members in cluster",
+    ),
+    "UNHEALTHY": (StatusCode.UNAVAILABLE, "etcdserver: unhealthy cluster"),
+    "CLUSTER_ID_MISMATCH": (StatusCode.FAILED_PRECONDITION, "etcdserver: cluster ID mismatch"),
 }
 
 

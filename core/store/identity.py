@@ -18,6 +18,19 @@ def member_id(peer_urls: Iterable[str], cluster_token: str) -> int:
     return int.from_bytes(hashlib.sha1(text.encode()).digest()[:8], "big")
 
 
+def runtime_member_id(peer_urls: Iterable[str], unix_s: int) -> int:
+    """Derive the id of a member that is added to a running cluster.
+
+    etcd leaves the cluster's token out there and puts the time in, so that a member that returns
+    under its old URLs is another one.
+
+    Args:
+        peer_urls: the member's advertised peer URLs, in any order.
+        unix_s: the time of the request in whole seconds since 1970.
+    """
+    return member_id(peer_urls, str(unix_s))
+
+
 def cluster_id(members: Iterable[int]) -> int:
     """Derive a cluster's id from the ids of its first members."""
     packed = b"".join(member.to_bytes(8, "big") for member in sorted(members))
