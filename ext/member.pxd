@@ -1,6 +1,8 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from trimaran.ext.raft cimport (
+    TRIMARAN_RAFT_USE_CHECK_QUORUM,
+    TRIMARAN_RAFT_USE_PRE_VOTE,
     trimaran_raft,
     trimaran_raft_campaign,
     trimaran_raft_config,

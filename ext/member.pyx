@@ -5,6 +5,7 @@ import os
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pycapsule cimport PyCapsule_New
+from libc.string cimport memset
 
 from trimaran.errors import ConfigError, CorruptionError
 
@@ -110,11 +111,13 @@ cdef class Member:
         cdef trimaran_raft_config config
         cdef uint64_t term, voter = options.member_id
         cdef int code
+        memset(&config, 0, sizeof(config))
         config.struct_size = sizeof(config)
+        config.flags = TRIMARAN_RAFT_USE_PRE_VOTE | TRIMARAN_RAFT_USE_CHECK_QUORUM
         config.election_ticks = options.election_ticks
         config.heartbeat_ticks = options.heartbeat_ticks
-        config.voter_count = 1
-        config.voters = &voter
+        config.members.voter_count = 1
+        config.members.voters = &voter
         config.id = options.member_id
         config.seed = options.seed
         config.max_uncommitted_bytes = options.max_uncommitted_bytes
@@ -123,7 +126,7 @@ cdef class Member:
         config.last_index = trimaran_raftlog_last_index(self.log)
         trimaran_state_applied(trimaran_mvcc_state(self.mvcc), &config.applied_index, &term)
         config.term = log_term
-        config.term_context = self.log
+        config.log_context = self.log
         code = trimaran_raft_new(&config, &self.raft)
         if code != 0:
             raise CorruptionError(trimaran_raft_new_error().decode())

@@ -79,8 +79,9 @@ cdef class Raft:
             config.struct_size = sizeof(config)
             config.election_ticks = election_ticks
             config.heartbeat_ticks = heartbeat_ticks
-            config.voters = ids
-            config.voter_count = <uint32_t>count
+            config.members.voters = ids
+            config.members.voter_count = <uint32_t>count
+            config.flags = TRIMARAN_RAFT_USE_PRE_VOTE | TRIMARAN_RAFT_USE_CHECK_QUORUM
             config.id = id
             config.seed = seed
             config.max_uncommitted_bytes = max_uncommitted_bytes
@@ -90,7 +91,7 @@ cdef class Raft:
             config.last_index = last_index
             config.applied_index = applied_index
             config.term = last_term_of
-            config.term_context = &last_term
+            config.log_context = &last_term
             code = trimaran_raft_new(&config, &self.handle)
         finally:
             free(ids)
@@ -129,7 +130,8 @@ cdef class Raft:
                 raise MemoryError
             source = data
             memcpy(trimaran_payload_data(payload), source, len(data))
-        cdef int code = trimaran_raft_propose(self.handle, payload, &index)
+        cdef int code = trimaran_raft_propose(self.handle, TRIMARAN_ENTRY_NORMAL,
+                                               payload, &index)
         if code != 0:
             trimaran_payload_release(payload)
             raise OSError(-code, {errno.EAGAIN: "this member is not the leader",

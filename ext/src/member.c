@@ -32,7 +32,7 @@ static void propose(trimaran_member *member)
     memcpy(trimaran_payload_data(payload), batch.data, batch.size);
     uint64_t index;
     trimaran_raft_status status;
-    int code = trimaran_raft_propose(member->raft, payload, &index);
+    int code = trimaran_raft_propose(member->raft, TRIMARAN_ENTRY_NORMAL, payload, &index);
     if (code != 0) {
         trimaran_payload_release(payload);
         trimaran_service_refuse_batch(member->service,

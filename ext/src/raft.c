@@ -152,12 +152,12 @@ static int grow(void **array, size_t *capacity, size_t count, size_t size)
 }
 
 /* Append an entry of this term; room is reserved. */
-static uint64_t append_own(trimaran_raft *raft, trimaran_payload *payload)
+static uint64_t append_own(trimaran_raft *raft, uint32_t type, trimaran_payload *payload)
 {
     trimaran_entry entry = {
         .index = last_index(raft) + 1,
         .term = raft->term,
-        .type = TRIMARAN_ENTRY_NORMAL,
+        .type = type,
         .payload = payload,
     };
 
@@ -222,7 +222,7 @@ static void become_leader(trimaran_raft *raft)
     find_voter(raft, raft->id)->match = raft->stable;
     raft->uncommitted_bytes = 0;
     /* An empty entry, whose commitment commits what earlier terms left (§6.4 step 1). */
-    raft->first_of_term = append_own(raft, NULL);
+    raft->first_of_term = append_own(raft, TRIMARAN_ENTRY_NORMAL, NULL);
 }
 
 /* Every candidate votes for itself; the vote counts once it is durable (§3.8). */
@@ -252,19 +252,19 @@ static int check_members(const trimaran_raft_config *config)
 
     if (config->id == 0)
         return refuse(-EINVAL, "the member's id is 0");
-    if (config->voter_count == 0)
+    if (config->members.voter_count == 0)
         return refuse(-EINVAL, "the group has no voters");
-    for (uint32_t i = 0; i < config->voter_count; i++) {
-        if (config->voters[i] == 0)
+    for (uint32_t i = 0; i < config->members.voter_count; i++) {
+        if (config->members.voters[i] == 0)
             return refuse(-EINVAL, "a voter's id is 0");
         for (uint32_t j = 0; j < i; j++)
-            if (config->voters[i] == config->voters[j])
+            if (config->members.voters[i] == config->members.voters[j])
                 return refuse(-EINVAL, "two voters have the same id");
-        found |= config->voters[i] == config->id;
+        found |= config->members.voters[i] == config->id;
     }
     if (!found)
         return refuse(-EINVAL, "the member is not among the voters");
-    if (config->voter_count > 1)
+    if (config->members.voter_count > 1)
         return refuse(-ENOTSUP, "the group has more than one voter: this version keeps a store on "
                                 "one member only; configure it alone");
     return 0;
@@ -291,7 +291,7 @@ static int check_config(const trimaran_raft_config *config)
         return refuse(-EUCLEAN, "the state is behind the first entry of the log: restore both "
                                 "from the same snapshot");
     if (config->last_index > 0
-        && config->term(config->term_context, config->last_index, &last_term) != 0)
+        && config->term(config->log_context, config->last_index, &last_term) != 0)
         return refuse(-EUCLEAN, "the log does not have its last entry's term");
     if (last_term > config->hard_state.term)
         return refuse(-EUCLEAN, "the log has entries of a later term than the hard state's");
@@ -302,12 +302,12 @@ static int start(trimaran_raft *raft, const trimaran_raft_config *config)
 {
     int error = trimaran_raftwindow_init(&raft->window, config->last_index + 1);
 
-    raft->voters = calloc(config->voter_count, sizeof *raft->voters);
+    raft->voters = calloc(config->members.voter_count, sizeof *raft->voters);
     if (error != 0 || raft->voters == NULL)
         return refuse(-ENOMEM, "no memory");
-    raft->voter_count = config->voter_count;
-    for (uint32_t i = 0; i < config->voter_count; i++)
-        raft->voters[i].id = config->voters[i];
+    raft->voter_count = config->members.voter_count;
+    for (uint32_t i = 0; i < config->members.voter_count; i++)
+        raft->voters[i].id = config->members.voters[i];
     raft->id = config->id;
     raft->election_ticks = config->election_ticks;
     raft->heartbeat_ticks = config->heartbeat_ticks;
@@ -380,7 +380,8 @@ int trimaran_raft_step(trimaran_raft *raft, const trimaran_raft_message *message
     return -ENOENT;
 }
 
-int trimaran_raft_propose(trimaran_raft *raft, trimaran_payload *payload, uint64_t *index)
+int trimaran_raft_propose(trimaran_raft *raft, uint32_t type, trimaran_payload *payload,
+                          uint64_t *index)
 {
     size_t size = payload != NULL ? trimaran_payload_size(payload) : 0;
     int error;
@@ -397,7 +398,7 @@ int trimaran_raft_propose(trimaran_raft *raft, trimaran_payload *payload, uint64
     error = trimaran_raftwindow_reserve(&raft->window, 2);
     if (error != 0)
         return error;
-    *index = append_own(raft, payload);
+    *index = append_own(raft, type, payload);
     return 0;
 }
 
@@ -571,4 +572,59 @@ void trimaran_raft_status_get(const trimaran_raft *raft, trimaran_raft_status *o
         .last_index = last_index(raft),
         .uncommitted_bytes = raft->uncommitted_bytes,
     };
+}
+
+/* What replication brings. */
+
+int trimaran_raft_change(trimaran_raft *raft, const trimaran_raft_change_item *changes, size_t count)
+{
+    (void)raft, (void)changes, (void)count;
+    return -ENOTSUP;
+}
+
+void trimaran_raft_members_get(const trimaran_raft *raft, trimaran_raft_members *out)
+{
+    *out = (trimaran_raft_members){.voters = &raft->voters[0].id, .voter_count = 1};
+}
+
+int trimaran_raft_transfer(trimaran_raft *raft, uint64_t to)
+{
+    (void)raft, (void)to;
+    return -ENOTSUP;
+}
+
+void trimaran_raft_set_clock(trimaran_raft *raft, uint64_t now_us)
+{
+    (void)raft, (void)now_us;
+}
+
+void trimaran_raft_snapshot_installed(trimaran_raft *raft)
+{
+    (void)raft;
+}
+
+void trimaran_raft_compacted(trimaran_raft *raft, uint64_t first_index)
+{
+    (void)raft, (void)first_index;
+}
+
+void trimaran_raft_unreachable(trimaran_raft *raft, uint64_t id)
+{
+    (void)raft, (void)id;
+}
+
+void trimaran_raft_snapshot_sent(trimaran_raft *raft, uint64_t to, uint64_t index)
+{
+    (void)raft, (void)to, (void)index;
+}
+
+void trimaran_raft_snapshot_failed(trimaran_raft *raft, uint64_t to)
+{
+    (void)raft, (void)to;
+}
+
+int trimaran_raft_progress_get(const trimaran_raft *raft, uint64_t id, trimaran_raft_progress *out)
+{
+    (void)raft, (void)id, (void)out;
+    return -ENOTSUP;
 }
