@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 import uvloop
 
@@ -12,8 +13,9 @@ from trimaran._version import ETCD_VERSION, VERSION
 from trimaran.daemons.sd_notify import notify
 from trimaran.daemons.standard_streams import reserve_standard_streams
 from trimaran.daemons.store_server import Stored
-from trimaran.errors import TrimaranError
-from trimaran.store.options import FLAGS, Flag, StoreOptions, read_options, unknown_variables
+from trimaran.errors import ConfigError, TrimaranError
+from trimaran.store.flags import Flag
+from trimaran.store.options import FLAGS, StoreOptions, read_options, unknown_variables
 
 __all__ = ["Stored", "main"]
 
@@ -33,7 +35,9 @@ def shown_default(flag: Flag) -> str:
         default = ",".join(default)
     if flag.kind == "duration":
         default = f"{default:g}s"
-    return f" [{default}]" if default not in ("", {}) else ""
+    if flag.kind == "bool":
+        default = str(default).lower()
+    return f" [{default}]" if default not in ("", {}, ()) else ""
 
 
 def usage() -> str:
@@ -57,6 +61,21 @@ def usage() -> str:
             f"  --{'version':<{width}}print the version",
         ]
     )
+
+
+def read_file(path: str) -> str:
+    """Read the configuration file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    raise ConfigError(f"cannot read --config-file {path}: {reason}")
 
 
 def version() -> str:
@@ -101,7 +120,11 @@ def main() -> None:
         print(version())
         return
     try:
-        options = read_options(arguments, os.environ)
+        options = read_options(arguments, os.environ, read_file)
+        if len(options.initial_cluster) > 1:
+            raise ConfigError(
+                "--initial-cluster names several members: this version runs a store of one member"
+            )
     except TrimaranError as error:
         print(f"trimaran-stored: {error}", file=sys.stderr)
         sys.exit(2)
@@ -113,6 +136,8 @@ def main() -> None:
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     for name in unknown_variables(os.environ):
         LOG.warning("unknown environment variable %s is ignored", name)
+    for name in options.unknown_settings:
+        LOG.warning("unknown setting %s of %s is ignored", name, options.config_file)
     try:
         uvloop.run(run(options))
     except TrimaranError as error:

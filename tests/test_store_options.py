@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from trimaran.daemons.data_directory import open_data_directory
 from trimaran.errors import ConfigError, CorruptionError
+from trimaran.store.flags import parse_duration_s
 from trimaran.store.identity import cluster_id, identify, member_id
 from trimaran.store.logpolicy import log_compaction_target
 from trimaran.store.options import (
     FLAGS,
     StoreOptions,
     complete,
-    parse_duration_s,
     read_options,
     unknown_variables,
 )
@@ -55,6 +55,32 @@ def test_defaults_are_those_of_etcd() -> None:
         (["--watch-progress-notify-interval=1h1m0.5s"], {}, "watch_progress_notify_interval_s", 0),
         (["--listen-peer-urls=http://[::1]:1, http://a:2/"], {}, "listen_peer_urls", 0),
         (["--max-request-bytes=1073741824"], {}, "max_request_bytes", 1 << 30),
+        (["--pre-vote"], {}, "pre_vote", True),
+        (["--pre-vote=F"], {}, "pre_vote", False),
+        (["--strict-reconfig-check", "--name=n"], {}, "strict_reconfig_check", True),
+        ([], {"ETCD_STRICT_RECONFIG_CHECK": "false"}, "strict_reconfig_check", False),
+        (["--force-new-cluster"], {}, "force_new_cluster", True),
+        (["--experimental-max-learners=2"], {}, "max_learners", 2),
+        ([], {"ETCD_EXPERIMENTAL_MAX_LEARNERS": "2"}, "max_learners", 2),
+        (["--experimental-corrupt-check-time=1m"], {}, "corrupt_check_time_s", 60),
+        (["--corrupt-check-time=0"], {}, "corrupt_check_time_s", 0),
+        (["--discovery-srv=example.org"], {}, "initial_cluster", {"default": (PEER,)}),
+        (
+            ["--discovery-endpoints=http://a:1,http://b:1", "--discovery-token=t"],
+            {},
+            "discovery_endpoints",
+            ("http://a:1", "http://b:1"),
+        ),
+        (
+            [
+                "--name=b",
+                "--initial-cluster=a=http://a:1,b=http://b:1,b=http://b:2",
+                "--initial-advertise-peer-urls=http://b:2,http://b:1",
+            ],
+            {},
+            "initial_cluster",
+            {"a": ("http://a:1",), "b": ("http://b:1", "http://b:2")},
+        ),
     ],
 )
 def test_options(words: list[str], environment: dict[str, str], field: str, value: object) -> None:
@@ -92,7 +118,39 @@ def test_options(words: list[str], environment: dict[str, str], field: str, valu
         (["--initial-cluster=default"], {}, "is not NAME=URL"),
         (["--initial-cluster=other=" + PEER], {}, "no member named 'default'"),
         (["--initial-cluster=default=http://x:1"], {}, "make them equal"),
-        ([f"--initial-cluster=default={PEER},b=http://b:1"], {}, "one member"),
+        ([f"--initial-cluster=default={PEER},b={PEER}/"], {}, "twice"),
+        (["--initial-cluster=,"], {}, "is empty"),
+        (["--no-such", "x"], {}, "unknown flag"),
+        (["--pre-vote", "false"], {}, "'false' is not a flag"),
+        (["--pre-vote=no"], {}, "not true or false"),
+        (
+            ["--max-learners=1", "--experimental-max-learners=1"],
+            {},
+            "--max-learners and --experimental-max-learners are the same",
+        ),
+        ([], {"ETCD_MAX_LEARNERS": "1", "ETCD_EXPERIMENTAL_MAX_LEARNERS": "1"}, "unset one"),
+        (["--max-learners=1"], {"ETCD_EXPERIMENTAL_MAX_LEARNERS": "1"}, "unset one"),
+        (["--max-learners=-1"], {}, "negative"),
+        (["--snapshot-catchup-entries=-1"], {}, "at least 0"),
+        (["--compact-hash-check-time=0s"], {}, "above 0"),
+        (["--corrupt-check-time=9000h"], {}, "at most a year"),
+        (
+            [f"--initial-cluster=default={PEER}", "--discovery-srv=example.org"],
+            {},
+            "--initial-cluster and --discovery-srv exclude each other",
+        ),
+        (
+            ["--discovery-srv=x", "--discovery-endpoints=http://a:1", "--discovery-token=t"],
+            {},
+            "exclude each other",
+        ),
+        (["--discovery-token=t"], {}, "need each other"),
+        (["--discovery-endpoints=http://a:1"], {}, "need each other"),
+        (["--discovery-srv=x", "--initial-cluster-state=existing"], {}, "for new clusters"),
+        (["--discovery-cert=x"], {}, "need each other"),
+        (["--discovery-password=x"], {}, "needs --discovery-user"),
+        (["--discovery-dial-timeout=0s"], {}, "above 0"),
+        (["--discovery-insecure-skip-tls-verify"], {}, "not supported"),
         (["--initial-cluster-state=old"], {}, "not one of new, existing"),
         (["--log-level=loud"], {}, "'loud' is not one of"),
         (["--snapshot-count=1_0"], {}, "not a whole number"),

@@ -1,32 +1,37 @@
 """Options of the store daemon: etcd's flags, environment names and checks."""
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from trimaran.errors import ConfigError
+from trimaran.store.config_file import read_config_file
+from trimaran.store.flags import Flag, environment_texts, parse_flags, parse_value, variable_of
+from trimaran.store.options_cluster import (
+    CLUSTER_FLAGS,
+    ClusterOptions,
+    check_cluster,
+    fill_cluster,
+)
 
 DEFAULT_QUOTA_BYTES: Final = 2 * 1024**3
 MAX_REQUEST_BYTES_LIMIT: Final = 1024**3
 DURATION_S_MAX: Final = 8760 * 3600.0
-LOG_LEVELS: Final = ("debug", "info", "warn", "error", "panic", "dpanic", "fatal")
 
 
 @dataclass(frozen=True)
-class StoreOptions:
-    """What a store member is started with; names are those of etcd's flags."""
+class StoreOptions(ClusterOptions):
+    """What a store member is started with; names are those of etcd's flags.
+
+    Attributes:
+        unknown_settings: keys of the configuration file that nobody reads, to be warned of.
+    """
 
     name: str = "default"
     data_dir: str = ""
     listen_client_urls: tuple[str, ...] = ("http://localhost:2379",)
     advertise_client_urls: tuple[str, ...] = ("http://localhost:2379",)
     listen_peer_urls: tuple[str, ...] = ("http://localhost:2380",)
-    initial_advertise_peer_urls: tuple[str, ...] = ("http://localhost:2380",)
-    initial_cluster: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    initial_cluster_state: str = "new"
-    initial_cluster_token: str = "etcd-cluster"
     heartbeat_interval_ms: int = 100
     election_timeout_ms: int = 1000
     snapshot_count: int = 10_000
@@ -35,27 +40,16 @@ class StoreOptions:
     max_txn_ops: int = 128
     max_request_bytes: int = 1_572_864
     watch_progress_notify_interval_s: float = 600.0
+    corrupt_check_time_s: float = 0.0
+    compact_hash_check_time_s: float = 60.0
     log_level: str = "info"
+    config_file: str = ""
+    unknown_settings: tuple[str, ...] = ()
 
     @property
     def quota_bytes(self) -> int:
         """The quota in force: 0 stands for the default, a negative one for none (0 here)."""
         return max(self.quota_backend_bytes or DEFAULT_QUOTA_BYTES, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One flag: its name on the command line, the field it sets, and what it means."""
-
-    name: str
-    field: str
-    kind: str
-    help: str
-
-    @property
-    def environment(self) -> str:
-        """The environment variable that stands for the flag."""
-        return "ETCD_" + self.name.upper().replace("-", "_")
 
 
 FLAGS: Final = (
@@ -64,17 +58,7 @@ FLAGS: Final = (
     Flag("listen-client-urls", "listen_client_urls", "urls", "URLs to serve clients on"),
     Flag("advertise-client-urls", "advertise_client_urls", "urls", "client URLs told to others"),
     Flag("listen-peer-urls", "listen_peer_urls", "urls", "URLs for other members"),
-    Flag(
-        "initial-advertise-peer-urls",
-        "initial_advertise_peer_urls",
-        "urls",
-        "peer URLs told to others; the member's id comes from them",
-    ),
-    Flag("initial-cluster", "initial_cluster", "cluster", "NAME=URL,... of the first members"),
-    Flag("initial-cluster-state", "initial_cluster_state", "state", "new or existing"),
-    Flag(
-        "initial-cluster-token", "initial_cluster_token", "text", "token that sets clusters apart"
-    ),
+    *CLUSTER_FLAGS,
     Flag("heartbeat-interval", "heartbeat_interval_ms", "number", "milliseconds of one tick"),
     Flag("election-timeout", "election_timeout_ms", "number", "milliseconds until an election"),
     Flag("snapshot-count", "snapshot_count", "number", "entries until the log is cut"),
@@ -83,6 +67,7 @@ FLAGS: Final = (
         "snapshot_catchup_entries",
         "number",
         "entries kept in the log after a cut",
+        "experimental-snapshot-catchup-entries",
     ),
     Flag(
         "quota-backend-bytes",
@@ -97,151 +82,48 @@ FLAGS: Final = (
         "watch_progress_notify_interval_s",
         "duration",
         "time between progress notifications, e.g. 10m",
+        "experimental-watch-progress-notify-interval",
+    ),
+    Flag(
+        "corrupt-check-time",
+        "corrupt_check_time_s",
+        "duration",
+        "time between comparisons of the members' data; 0 for none",
+        "experimental-corrupt-check-time",
+    ),
+    Flag(
+        "compact-hash-check-time",
+        "compact_hash_check_time_s",
+        "duration",
+        "time between comparisons of the members' hashes at compactions",
+        "experimental-compact-hash-check-time",
     ),
     Flag("log-level", "log_level", "level", "debug, info, warn, error, panic or fatal"),
+    Flag(
+        "config-file",
+        "config_file",
+        "text",
+        "YAML or JSON file of these settings; all other flags and variables are then ignored",
+    ),
 )
 
-_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+def _no_files(path: str) -> str:
+    raise ConfigError(f"--config-file {path}: files are not read here")
 
 
-def parse_duration_s(text: str) -> float:
-    """Parse a duration such as "1h30m" or "100ms".
-
-    Returns:
-        seconds.
-
-    Raises:
-        ValueError: the text is none.
-    """
-    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(text)
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
-
-
-def parse_urls(flag: str, text: str) -> tuple[str, ...]:
-    """Parse a comma-separated list of URLs with a host and a port.
-
-    Raises:
-        ConfigError: one of them is no such URL, or wants TLS.
-    """
-    urls = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not urls:
-        raise ConfigError(f"--{flag} is empty: give URLs such as http://127.0.0.1:2379")
-    for url in urls:
-        check_url(flag, url)
-    return urls
-
-
-def check_url(flag: str, url: str) -> None:
-    """Refuse what is no http URL of host and port."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError(f"--{flag}: {url}: {error}") from None
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme == "https":
-        raise ConfigError(
-            f"--{flag}: {url}: TLS is not available in this version; use http and a private network"
-        )
-    if parts.scheme != "http":
-        raise ConfigError(f"--{flag}: {url}: the URL must begin with http://")
-    if not parts.hostname or port is None:
-        raise ConfigError(f"--{flag}: {url}: the URL must name a host and a port")
-    if parts.path not in ("", "/") or parts.query:
-        raise ConfigError(f"--{flag}: {url}: the URL must not have a path")
-
-
-def parse_cluster(flag: str, text: str) -> dict[str, tuple[str, ...]]:
-    """Parse NAME=URL pairs; a name may come several times, once for each of its URLs."""
-    cluster: dict[str, tuple[str, ...]] = {}
-    for part in text.split(","):
-        name, equals, url = part.strip().partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--{flag}: '{part}' is not NAME=URL")
-        check_url(flag, url)
-        cluster[name] = (*cluster.get(name, ()), url)
-    return cluster
-
-
-def _choice(flag: str, text: str, allowed: Sequence[str]) -> str:
-    if text not in allowed:
-        raise ConfigError(f"--{flag}: '{text}' is not one of {', '.join(allowed)}")
-    return text
-
-
-def _number(text: str) -> int:
-    """Parse a whole number of 64 bits, as etcd's flags take it."""
-    if not re.fullmatch(r"[+-]?[0-9]+", text) or not -(2**63) <= int(text) < 2**63:
-        raise ValueError(text)
-    return int(text)
-
-
-def parse_value(flag: Flag, text: str) -> Any:
-    """Parse one flag's text into the value of its field.
-
-    Raises:
-        ConfigError: the text does not fit the flag.
-    """
-    if flag.kind == "urls":
-        return parse_urls(flag.name, text)
-    if flag.kind == "cluster":
-        return parse_cluster(flag.name, text)
-    if flag.kind == "state":
-        return _choice(flag.name, text, ("new", "existing"))
-    if flag.kind == "level":
-        return _choice(flag.name, text, LOG_LEVELS)
-    try:
-        if flag.kind == "number":
-            return _number(text)
-        if flag.kind == "duration":
-            return parse_duration_s(text)
-    except ValueError:
-        what = (
-            "a whole number of 64 bits"
-            if flag.kind == "number"
-            else "a duration such as 10s or 1h30m"
-        )
-        raise ConfigError(f"--{flag.name}: '{text}' is not {what}") from None
-    return text
-
-
-def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
-    """Split a command line into flags, with one dash or two, as etcd's takes them.
-
-    Returns:
-        texts by flag name.
-
-    Raises:
-        ConfigError: an unknown flag, a missing value, or a word that is no flag.
-    """
-    known = {flag.name for flag in FLAGS}
-    found: dict[str, str] = {}
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.lstrip("-").partition("=")
-        if not word.startswith("-") or word in ("-", "--"):
-            raise ConfigError(f"'{word}' is not a flag; see --help")
-        if name not in known:
-            raise ConfigError(f"unknown flag --{name}; see --help")
-        if not equals:
-            if not words:
-                raise ConfigError(f"--{name} needs a value")
-            value = words.pop(0)
-        found[name] = value
-    return found
-
-
-def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> StoreOptions:
-    """Read the options of a member from its command line and environment.
+def read_options(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    read_file: Callable[[str], str] = _no_files,
+) -> StoreOptions:
+    """Read the options of a member from its command line and environment, or from a file.
 
     Args:
         arguments: the words after the program's name.
         environment: ETCD_* variables count, each as the flag of that name.
+        read_file: gives the text of the configuration file, where one is named; it may raise
+            ConfigError.
 
     Returns:
         the options, checked.
@@ -249,22 +131,24 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> St
     Raises:
         ConfigError: something is wrong; the text says what to change.
     """
-    texts = parse_flags(arguments)
-    for flag in FLAGS:
-        text = environment.get(flag.environment)
-        if not text:  # set to nothing is not set
-            continue
-        if flag.name in texts:
+    texts = parse_flags(FLAGS, arguments)
+    path = texts.get("config-file") or environment.get(variable_of("config-file"), "")
+    unknown: tuple[str, ...] = ()
+    if path:
+        texts, unknown = read_config_file(FLAGS, path, read_file(path))
+    else:
+        variables = environment_texts(FLAGS, environment)
+        for name in sorted(texts.keys() & variables.keys()):
             raise ConfigError(
-                f"--{flag.name} is given and {flag.environment} is set: unset one of them"
+                f"--{name} is given and {variable_of(name)} is set: unset one of them"
             )
-        texts[flag.name] = text
+        texts |= variables
     values = {
         flag.field: parse_value(flag, texts[flag.name]) for flag in FLAGS if flag.name in texts
     }
     if "listen_client_urls" in values and "advertise_client_urls" not in values:
         raise ConfigError("--advertise-client-urls is required when --listen-client-urls is given")
-    return complete(values)
+    return complete(values | {"config_file": path, "unknown_settings": unknown})
 
 
 def complete(values: Mapping[str, Any]) -> StoreOptions:
@@ -276,22 +160,9 @@ def complete(values: Mapping[str, Any]) -> StoreOptions:
     filled = dict(values)
     name = filled.setdefault("name", "default")
     filled["data_dir"] = filled.get("data_dir") or f"{name}.etcd"
-    urls = filled.get("initial_advertise_peer_urls", StoreOptions.initial_advertise_peer_urls)
-    filled.setdefault("initial_cluster", {name: urls})
+    fill_cluster(name, filled)
     options = StoreOptions(**filled)
-    if not options.name:
-        raise ConfigError("--name is empty: give this member a name")
-    if options.name not in options.initial_cluster:
-        raise ConfigError(f"--initial-cluster has no member named '{options.name}' (--name)")
-    if sorted(options.initial_cluster[options.name]) != sorted(options.initial_advertise_peer_urls):
-        raise ConfigError(
-            f"--initial-cluster gives '{options.name}' other URLs than "
-            "--initial-advertise-peer-urls: make them equal"
-        )
-    if len(options.initial_cluster) > 1:
-        raise ConfigError(
-            "--initial-cluster names several members: this version runs a store of one member"
-        )
+    check_cluster(options.name, options)
     _check_numbers(options)
     return options
 
@@ -312,14 +183,17 @@ def _check_numbers(options: StoreOptions) -> None:
     if options.max_request_bytes > MAX_REQUEST_BYTES_LIMIT:
         raise ConfigError(f"--max-request-bytes must be at most {MAX_REQUEST_BYTES_LIMIT}")
     if options.snapshot_count <= 0 or options.snapshot_catchup_entries < 0:
-        raise ConfigError("--snapshot-count must be above 0")
+        raise ConfigError("--snapshot-count must be above 0, --snapshot-catchup-entries at least 0")
     if options.watch_progress_notify_interval_s < 0.1:
         raise ConfigError("--watch-progress-notify-interval must be at least 100ms")
-    if options.watch_progress_notify_interval_s > DURATION_S_MAX:
-        raise ConfigError("--watch-progress-notify-interval must be at most a year (8760h)")
+    if options.compact_hash_check_time_s <= 0:
+        raise ConfigError("--compact-hash-check-time must be above 0")
+    for flag in FLAGS:
+        if flag.kind == "duration" and getattr(options, flag.field) > DURATION_S_MAX:
+            raise ConfigError(f"--{flag.name} must be at most a year (8760h)")
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Return the ETCD_* variables that no flag reads, sorted; they are only warned of."""
-    known = {flag.environment for flag in FLAGS} | {"ETCD_CONFIG_FILE"}
+    known = {variable_of(name) for flag in FLAGS for name in flag.names}
     return sorted(key for key in environment if key.startswith("ETCD_") and key not in known)
