@@ -1,26 +1,62 @@
 """The data directory of a store member: its layout, and who it belongs to."""
 
+import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from trimaran.errors import ConfigError, CorruptionError
-from trimaran.store.identity import identify
+from trimaran.store.identity import identify, member_id
+from trimaran.store.membership import founding_entry
 from trimaran.store.options import StoreOptions
+from trimaran.wire import etcd_pb2 as pb
 
-FORMAT = 1
+FORMAT = 2
+_FORMATS_READ = (1, 2)
+_FILE = "member.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who wrote a data directory; it stays so, whatever the flags say later."""
+    """Who wrote a data directory; it stays so, whatever the flags say later.
+
+    Attributes:
+        format: of the file.
+        name: the member's at its first start.
+        member_id, cluster_id: as derived, or as the cluster told that it joined.
+        peer_urls: the member's at its first start.
+        boots: how many times it has been started; tells one life of the member from the next.
+        founders: the cluster's first members, each with id, name and peer_urls; empty for a
+            member that joined a running cluster.
+        removed: the cluster has removed this member; it never returns.
+    """
 
     format: int
     name: str
     member_id: int
     cluster_id: int
     peer_urls: list[str]
+    boots: int = 0
+    founders: list[dict[str, Any]] = field(default_factory=list)
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Founding:
+    """What a new directory is begun with, where the flags alone do not tell.
+
+    Attributes:
+        member_id, cluster_id: of the member and its cluster.
+        initial_cluster: peer URLs by name of the first members; empty to join a running cluster.
+    """
+
+    member_id: int
+    cluster_id: int
+    initial_cluster: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +67,19 @@ class DataDirectory:
         log: folder of the raft log.
         state: folder of the state store.
         identity: the member it belongs to.
+        bootstrap: the log's first entry, for a log that is empty; None for a member that gets its
+            log from a running cluster.
     """
 
     log: Path
     state: Path
     identity: Identity
+    bootstrap: bytes | None
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this life of the member, from 1."""
+        return self.identity.boots
 
 
 def _write_identity(path: Path, identity: Identity) -> None:
@@ -53,26 +97,61 @@ def _write_identity(path: Path, identity: Identity) -> None:
         os.close(folder)
 
 
+def _are_urls(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(url, str) for url in value)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**64
+
+
+def _is_founder(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"id", "name", "peer_urls"}
+        and _is_id(value["id"])
+        and isinstance(value["name"], str)
+        and _are_urls(value["peer_urls"])
+    )
+
+
 def _check_types(identity: Identity) -> None:
-    ids = (identity.member_id, identity.cluster_id)
-    if not all(type(number) is int and 0 < number < 2**64 for number in ids):
+    if not _is_id(identity.member_id) or not _is_id(identity.cluster_id):
         raise ValueError("an id is no number of 64 bits")
-    texts = [identity.name, *identity.peer_urls]
-    if not isinstance(identity.peer_urls, list) or not all(isinstance(t, str) for t in texts):
+    if not isinstance(identity.name, str) or not _are_urls(identity.peer_urls):
         raise ValueError("the name or a peer URL is no text")
+    if type(identity.boots) is not int or not 0 <= identity.boots < 2**63:
+        raise ValueError("the number of starts is none")
+    if not isinstance(identity.founders, list) or not all(map(_is_founder, identity.founders)):
+        raise ValueError("a first member has no id, name and peer URLs")
+    if type(identity.removed) is not bool:
+        raise ValueError("removed is neither true nor false")
 
 
 def _read_identity(path: Path) -> Identity:
     try:
-        identity = Identity(**json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content["format"]
+        if type(found) is not int:
+            raise ValueError("the format is no number")
+        if found not in _FORMATS_READ:
+            raise ConfigError(
+                f"{path} is of format {found}, this version reads up to {FORMAT}: "
+                "run the version that wrote it"
+            )
+        identity = Identity(**content)
         _check_types(identity)
-    except (ValueError, TypeError) as error:
+        if found == 1:
+            # The first version had clusters of one member only, and no other fields.
+            identity = replace(
+                identity,
+                format=FORMAT,
+                boots=0,
+                founders=[_founder(identity.member_id, identity.name, identity.peer_urls)],
+                removed=False,
+            )
+    except (ValueError, TypeError, KeyError) as error:
         raise CorruptionError(f"{path} cannot be read: {error}; restore the directory") from None
-    if identity.format != FORMAT:
-        raise ConfigError(
-            f"{path} is of format {identity.format}, this version reads {FORMAT}: "
-            "run the version that wrote it"
-        )
     return identity
 
 
@@ -80,36 +159,141 @@ def _has_files(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def open_data_directory(options: StoreOptions) -> DataDirectory:
-    """Open or create the directory of --data-dir.
+def _refuse_foreign(root: Path) -> None:
+    if (root / _FILE).exists():
+        return
+    if (root / "member").exists():
+        raise ConfigError(
+            f"--data-dir {root} holds data of etcd itself, which has another format: "
+            "give an empty directory"
+        )
+    if any(_has_files(root / folder) for folder in ("log", "state")):
+        raise ConfigError(
+            f"--data-dir {root} has files in log/ or state/ but no {_FILE}: "
+            "restore it, or give an empty directory"
+        )
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Let no other process read and rewrite the file at the same time."""
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _explained(root: Path) -> Iterator[None]:
+    """Turn an error of the system into one that names the flag."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot use --data-dir {root}: {error.strerror or error}") from None
+
+
+def _founder(member: int, name: str, peer_urls: Iterable[str]) -> dict[str, Any]:
+    return {"id": member, "name": name, "peer_urls": sorted(peer_urls)}
+
+
+def _first_identity(options: StoreOptions, founding: Founding | None) -> Identity:
+    token = options.initial_cluster_token
+    if founding is None:
+        ids = identify(options.name, options.initial_cluster, token)
+        founding = Founding(*ids, options.initial_cluster)
+    return Identity(
+        FORMAT,
+        options.name,
+        founding.member_id,
+        founding.cluster_id,
+        sorted(options.initial_advertise_peer_urls),
+        founders=[
+            _founder(member_id(urls, token), name, urls)
+            for name, urls in founding.initial_cluster.items()
+        ],
+    )
+
+
+def _bootstrap(identity: Identity) -> bytes | None:
+    """Give the first entry of the log; the engine takes it only for a log that is empty."""
+    if not identity.founders:
+        return None
+    return founding_entry(
+        pb.Member(ID=founder["id"], name=founder["name"], peerURLs=founder["peer_urls"])
+        for founder in identity.founders
+    )
+
+
+def read_data_directory(options: StoreOptions) -> Identity | None:
+    """Look whom the directory of --data-dir belongs to, without changing anything.
+
+    Returns:
+        the member, None where there is none yet.
+
+    Raises:
+        ConfigError: it cannot be read, or belongs to another program or a removed member.
+        CorruptionError: its identity cannot be read.
+    """
+    root = Path(options.data_dir)
+    with _explained(root):
+        _refuse_foreign(root)
+        if not (root / _FILE).exists():
+            return None
+        identity = _read_identity(root / _FILE)
+    if identity.removed:
+        raise removed_error(options, identity)
+    return identity
+
+
+def removed_error(options: StoreOptions, identity: Identity) -> ConfigError:
+    """The error of a member that its cluster has removed."""
+    return ConfigError(
+        f"member {identity.member_id:x} has been removed from cluster {identity.cluster_id:x} for "
+        f"good: to return, add it as a new member (member add) and start it with an empty "
+        f"--data-dir and --initial-cluster-state existing; {options.data_dir} is kept as it is"
+    )
+
+
+def open_data_directory(options: StoreOptions, founding: Founding | None = None) -> DataDirectory:
+    """Open or create the directory of --data-dir, and count the start in it.
+
+    Args:
+        options: of the member.
+        founding: who the member is, for a new directory of a member whose ids do not follow from
+            --initial-cluster.
 
     Returns:
         its folders and the member it belongs to.
 
     Raises:
-        ConfigError: it cannot be created or written, or belongs to another program.
+        ConfigError: it cannot be created or written, or belongs to another program or to a member
+            that was removed.
         CorruptionError: its identity cannot be read.
     """
     root = Path(options.data_dir)
-    path = root / "member.json"
-    try:
+    path = root / _FILE
+    with _explained(root):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists() and (root / "member").exists():
-            raise ConfigError(
-                f"--data-dir {root} holds data of etcd itself, which has another format: "
-                "give an empty directory"
-            )
-        if not path.exists() and any(_has_files(root / folder) for folder in ("log", "state")):
-            raise ConfigError(
-                f"--data-dir {root} has files in log/ or state/ but no member.json: "
-                "restore it, or give an empty directory"
-            )
-        for folder in ("log", "state"):
-            (root / folder).mkdir(mode=0o700, exist_ok=True)
-        if not path.exists():
-            ids = identify(options.name, options.initial_cluster, options.initial_cluster_token)
-            peers = sorted(options.initial_advertise_peer_urls)
-            _write_identity(path, Identity(FORMAT, options.name, *ids, peers))
-        return DataDirectory(root / "log", root / "state", _read_identity(path))
-    except OSError as error:
-        raise ConfigError(f"cannot use --data-dir {root}: {error.strerror or error}") from None
+        with _alone(root):
+            identity = read_data_directory(options)
+            for folder in ("log", "state"):
+                (root / folder).mkdir(mode=0o700, exist_ok=True)
+            if identity is None:
+                identity = _first_identity(options, founding)
+            identity = replace(identity, boots=identity.boots + 1)
+            _write_identity(path, identity)
+    return DataDirectory(root / "log", root / "state", identity, _bootstrap(identity))
+
+
+def mark_removed(options: StoreOptions) -> None:
+    """Note that the cluster has removed this member, so that it is not started again.
+
+    Raises:
+        ConfigError, CorruptionError: the directory cannot be written or read.
+    """
+    root = Path(options.data_dir)
+    with _explained(root), _alone(root):
+        identity = _read_identity(root / _FILE)
+        _write_identity(root / _FILE, replace(identity, removed=True))

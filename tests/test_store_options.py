@@ -1,24 +1,19 @@
 """The store's options, ids and data directory: what they accept, and what they say otherwise."""
 
 import contextlib
-import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimaran.daemons.data_directory import open_data_directory
-from trimaran.errors import ConfigError, CorruptionError
+from trimaran.errors import ConfigError
 from trimaran.store.flags import parse_duration_s
 from trimaran.store.identity import cluster_id, identify, member_id
 from trimaran.store.logpolicy import log_compaction_target
 from trimaran.store.options import (
     FLAGS,
     StoreOptions,
-    complete,
     read_options,
     unknown_variables,
 )
@@ -226,84 +221,3 @@ def test_log_is_cut_behind_what_is_on_disk(
         assert target == persisted - kept >= first
     else:
         assert target is None
-
-
-def options_for(directory: Path, **changes: object) -> StoreOptions:
-    return complete({"data_dir": str(directory), **changes})
-
-
-def test_a_directory_keeps_its_member(tmp_path: Path) -> None:
-    made = open_data_directory(options_for(tmp_path / "a" / "b"))
-    assert made.identity.member_id == 0x8E9E05C52164694D
-    again = open_data_directory(options_for(tmp_path / "a" / "b", initial_cluster_token="other"))
-    assert again == made
-    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
-
-
-def test_a_start_that_was_cut_short_is_taken_up(tmp_path: Path) -> None:
-    (tmp_path / "log").mkdir()
-    (tmp_path / "member.new").write_text('{"for')
-    assert open_data_directory(options_for(tmp_path)).identity.name == "default"
-
-
-@pytest.mark.parametrize("name", ["member", "log", "state"])
-def test_a_foreign_directory_is_left_alone(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "snap").write_text("theirs")
-    with pytest.raises(ConfigError, match="give an empty directory"):
-        open_data_directory(options_for(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-GOOD = {"format": 1, "name": "n", "member_id": 1, "cluster_id": 2, "peer_urls": ["http://a:1"]}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "{", "[]", "null", "1", "{}", '{"format": 1}', "\0\0\0\0"),
-        *(
-            json.dumps({**GOOD, **change})
-            for change in (
-                *({"member_id": wrong} for wrong in ("1", None, -1, 0, 1 << 64, True, 1.5)),
-                {"cluster_id": "x"},
-                {"peer_urls": "http://a:1"},
-                {"peer_urls": None},
-                {"peer_urls": [1]},
-                {"name": 5},
-                {"more": 1},
-            )
-        ),
-    ],
-)
-def test_a_damaged_identity_is_corruption(tmp_path: Path, text: str) -> None:
-    (tmp_path / "member.json").write_text(text)
-    with pytest.raises(CorruptionError, match=r"member\.json cannot be read"):
-        open_data_directory(options_for(tmp_path))
-    assert (tmp_path / "member.json").read_text() == text
-
-
-def test_a_later_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "member.json").write_text(json.dumps({**GOOD, "format": 2}))
-    with pytest.raises(ConfigError, match="run the version that wrote it"):
-        open_data_directory(options_for(tmp_path))
-
-
-def test_bytes_that_are_no_text_are_corruption(tmp_path: Path) -> None:
-    (tmp_path / "member.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(CorruptionError):
-        open_data_directory(options_for(tmp_path))
-
-
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
-def test_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot use --data-dir"):
-        open_data_directory(options_for(tmp_path / place))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(ConfigError, match="Permission denied"):
-        open_data_directory(options_for(tmp_path))

@@ -359,6 +359,13 @@ def attributes_rows(member: int, name: str, client_urls: Sequence[str]) -> tuple
     return ((attributes_key(member), told.SerializeToString(deterministic=True)),)
 
 
+def founding_entry(members: Iterable[pb.Member]) -> bytes:
+    """Give the first entry of a new cluster's log: all of its first members, as voters."""
+    first = sorted(members, key=lambda member: int(member.ID))
+    changes = tuple((Op.ADD_VOTER, int(member.ID)) for member in first)
+    return encode_configuration(Configuration(changes, tuple(_row(member) for member in first)))
+
+
 def bootstrap_entry(initial_cluster: Mapping[str, Sequence[str]], token: str) -> bytes:
     """Give the first entry of a new cluster's log, which each first member writes alike.
 
@@ -366,15 +373,19 @@ def bootstrap_entry(initial_cluster: Mapping[str, Sequence[str]], token: str) ->
         initial_cluster: peer URLs by member name.
         token: the initial cluster token.
     """
-    members = sorted(
-        (
-            pb.Member(ID=member_id(urls, token), name=name, peerURLs=sorted(urls))
-            for name, urls in initial_cluster.items()
-        ),
-        key=lambda member: int(member.ID),
+    return founding_entry(
+        pb.Member(ID=member_id(urls, token), name=name, peerURLs=sorted(urls))
+        for name, urls in initial_cluster.items()
     )
-    changes = tuple((Op.ADD_VOTER, int(member.ID)) for member in members)
-    return encode_configuration(Configuration(changes, tuple(_row(member) for member in members)))
+
+
+def adopt(own_id: int, name: str, peer_urls: Sequence[str]) -> Change:
+    """Give the change by which the only member enters itself into a table that lacks it.
+
+    Data of the first version, which knew no other members, has no such rows.
+    """
+    own = pb.Member(ID=own_id, name=name, peerURLs=sorted(peer_urls))
+    return Change(((Op.ADD_VOTER, own_id),), (_row(own),), own)
 
 
 def force_new_cluster(
