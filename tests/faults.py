@@ -1,0 +1,102 @@
+"""Run faults on clusters of real processes, many times, and print a table.
+
+    .venv/bin/python tests/faults.py --rounds 10 --scenario all [--kind trimaran] [--seed N]
+
+Needs root. The scenarios are those of store_scenarios.py. A violation ends the run with the text
+of what was found; the cluster's folder with logs and histories is then kept.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from store_cluster import Cluster, why_not
+from store_scenarios import SCENARIOS, Result, run
+
+SIZE = {"majority-ring": 5}
+
+
+def run_rounds(name: str, options: argparse.Namespace) -> tuple[list[Result], list[str]]:
+    """Run a scenario several times on one cluster, on a new one after a failure."""
+    results: list[Result] = []
+    failures: list[str] = []
+    cluster: Cluster | None = None
+    try:
+        for number in range(options.rounds):
+            if cluster is None:
+                cluster = Cluster(options.kind, options.size or SIZE.get(name, 3))
+                cluster.start()
+            seed = options.seed + number
+            try:
+                results += run(cluster, [name], f"{name}-{number}/", seed)
+            except Exception:
+                kept = Path(tempfile.mkdtemp(prefix=f"trimaran-faults-kept-{name}-"))
+                shutil.copytree(cluster.folder, kept, dirs_exist_ok=True)
+                text = f"{name}, seed {seed}, kept in {kept}:\n{traceback.format_exc(limit=-3)}"
+                print(text, flush=True)
+                failures.append(text)
+                cluster.close()
+                cluster = None
+            else:
+                print(line_of(results[-1:]), flush=True)
+    finally:
+        if cluster is not None:
+            cluster.close()
+    return results, failures
+
+
+HEADINGS = (
+    f"{'scenario':<16} {'rounds':>6} {'back, median s':>14} {'worst s':>8} {'elections':>9} "
+    f"{'operations':>10} {'unanswered':>10} {'seconds':>8}"
+)
+
+
+def line_of(results: list[Result]) -> str:
+    """One line of the table."""
+    back = [result.back_s for result in results]
+    return (
+        f"{results[0].name:<16} {len(results):>6} {statistics.median(back):>14.2f} "
+        f"{max(back):>8.2f} {sum(result.elections for result in results):>9} "
+        f"{sum(result.counts['answered'] for result in results):>10} "
+        f"{sum(result.counts['unanswered_writes'] for result in results):>10} "
+        f"{sum(result.seconds for result in results):>8.1f}"
+    )
+
+
+def main() -> int:
+    """Run what the command line asks for; the exit code is 1 where anything failed."""
+    parser = argparse.ArgumentParser(description="faults on clusters of real processes")
+    parser.add_argument("--kind", default="trimaran", help="3.4 3.5 trimaran")
+    parser.add_argument("--scenario", nargs="+", default=["all"], choices=["all", *SCENARIOS])
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--size", type=int, default=0, help="members; by default 3, a ring has 5")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    reason = why_not(options.kind)
+    if reason:
+        print(f"faults: {reason}", file=sys.stderr)
+        return 1
+    names = list(SCENARIOS) if "all" in options.scenario else options.scenario
+    print(HEADINGS, flush=True)
+    table = []
+    failures = []
+    for name in names:
+        results, failed = run_rounds(name, options)
+        failures += failed
+        if results:
+            table.append(results)
+    print(f"\n{options.kind}\n{HEADINGS}")
+    for results in table:
+        print(line_of(results))
+    worst = {results[0].name: round(max(r.back_s for r in results), 3) for results in table}
+    print(json.dumps({"kind": options.kind, "failures": len(failures), "back_s": worst}))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
