@@ -48,6 +48,7 @@ cdef extern from "trimaran/raftlog.h" nogil:
     void trimaran_raftlog_hard_state(trimaran_raftlog *log, trimaran_hard_state *out)
     int trimaran_raftlog_compact(trimaran_raftlog *log, uint64_t index)
     int trimaran_raftlog_settle(trimaran_raftlog *log)
+    int trimaran_raftlog_reset(trimaran_raftlog *log, uint64_t index, uint64_t term)
 
     ctypedef struct trimaran_raftlog_status:
         uint64_t appends
@@ -81,6 +82,7 @@ cdef extern from "logthread.h" nogil:
     void trimaran_logthread_completed(trimaran_logthread *thread,
                                       trimaran_logthread_completion *out)
     void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index)
+    int trimaran_logthread_reset(trimaran_logthread *thread, uint64_t index, uint64_t term)
     int trimaran_logthread_stop(trimaran_logthread *thread)
 
 

@@ -91,6 +91,8 @@ class RaftLog:
         """
     def compact(self, index: int) -> None:
         """Drop the entries up to and with index."""
+    def reset(self, index: int, term: int) -> None:
+        """Drop everything, to go on after a snapshot of that index and term; durable."""
     def settle(self) -> None:
         """Move what is in the journal to LMDB."""
 
@@ -123,6 +125,8 @@ class LogThread:
         Raises:
             ValueError: index is past the last durable entry.
         """
+    def reset(self, index: int, term: int) -> None:
+        """Wait for what is queued, then drop everything as `RaftLog.reset` does."""
     def stop(self) -> None:
         """Make everything queued durable and end the thread."""
 

@@ -94,7 +94,7 @@ cdef struct Copied:
     size_t capacity
 
 
-# The log is locked while it is read, so the visitor must not wait for the GIL.
+# A file that grows waits for those who read it, so the visitor must not wait for the GIL.
 cdef int copy_entry(void *context, const trimaran_entry *entry) noexcept nogil:
     cdef Copied *copied = <Copied *>context
     cdef size_t wanted = copied.size + sizeof(trimaran_entry) + entry.size
@@ -224,6 +224,13 @@ cdef class RaftLog:
             code = trimaran_raftlog_compact(log, index)
         check(code, self.directory)
 
+    def reset(self, uint64_t index, uint64_t term) -> None:
+        cdef trimaran_raftlog *log = self.opened()
+        cdef int code
+        with nogil:
+            code = trimaran_raftlog_reset(log, index, term)
+        check(code, self.directory)
+
     def settle(self) -> None:
         cdef trimaran_raftlog *log = self.opened()
         cdef int code
@@ -277,6 +284,13 @@ cdef class LogThread:
         if index > self.log.last_index:
             raise ValueError(f"entry {index} is not in the log yet")
         trimaran_logthread_compact(self.started(), index)
+
+    def reset(self, uint64_t index, uint64_t term) -> None:
+        cdef trimaran_logthread *thread = self.started()
+        cdef int code
+        with nogil:
+            code = trimaran_logthread_reset(thread, index, term)
+        check(code, self.log.directory)
 
     def stop(self) -> None:
         cdef trimaran_logthread *thread = self.handle

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     *("codec", "txncheck", "keyindex", "keytree", "leasetable", "state", "state_batch"),
     *("mvcc", "mvcc_apply", "mvcc_compact", "mvcc_range", "mvcc_restore", "mvcc_txn"),
-    *("watchindex", "watchrange", "watchhub", "watchhub_send", "service"),
+    *("watchindex", "watchrange", "watchhub", "watchhub_send", "service", "failpoint"),
 )
 FLAGS = ("-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Errors by number, as the engines count them.

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from trimaran.errors import CorruptionError
-from trimaran.ext.raftlog import Entry, HardState, RaftLog, crc32c
+from trimaran.ext.raftlog import Entry, HardState, LogThread, RaftLog, crc32c
 
 SMALL_JOURNAL_BYTES = 64 << 10
 
@@ -282,6 +283,15 @@ class LogModel(RuleBasedStateMachine):
     def settle(self) -> None:
         self.log.settle()
 
+    @rule(ahead=st.integers(0, 30))
+    def reset(self, ahead: int) -> None:
+        """Go on after a snapshot: before, at or past the end of what is held."""
+        index = max(self.state.commit, self.last - 10, 0) + ahead + 1
+        term = self.state.term + 1
+        self.log.reset(index, term)
+        self.marker, self.held = (index, term), []
+        self.state = self.state._replace(commit=index)
+
     @rule()
     def reopen(self) -> None:
         self.log.close()
@@ -335,6 +345,76 @@ def test_agrees_with_a_list(tmp_path: Path) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_reset_goes_on_after_a_snapshot(tmp_path: Path) -> None:
+    log = RaftLog(tmp_path / "log", journal_size_bytes=SMALL_JOURNAL_BYTES)
+    log.append(entries(1, 300, size=1000))
+    log.settle()
+    log.append(entries(301, 20), HardState(3, 9, 310))
+    with pytest.raises(OSError, match="Invalid argument"):
+        log.reset(309, 2)  # would lose a committed entry
+    log.reset(315, 2)
+    for _ in range(2):
+        assert (log.first_index, log.last_index, log.term(315)) == (316, 315, 2)
+        assert log.hard_state == HardState(3, 9, 315)
+        assert log.status.journal_used_bytes == 0
+        with pytest.raises(IndexError):
+            log.read(300, 300)
+        log.close()
+        log = RaftLog(tmp_path / "log")
+    log.append(entries(316, 2, term=4))
+    assert log.read(316, 317) == entries(316, 2, term=4)
+    log.close()
+
+
+def test_reset_waits_for_what_is_queued(tmp_path: Path) -> None:
+    log = RaftLog(tmp_path / "log", journal_size_bytes=SMALL_JOURNAL_BYTES)
+    thread = LogThread(log)
+    for first in range(1, 200, 2):
+        thread.submit(entries(first, 2), HardState(7, 3, first))
+    last = thread.submit(hard_state=HardState(8, 5, 200))
+    thread.reset(1000, 6)
+    assert thread.completed() == (last, 1000, 6, 0)
+    assert log.hard_state == HardState(8, 5, 1000)
+    assert thread.append(entries(1001, 1, term=8)) == last + 1
+    thread.stop()
+    log.close()
+    log = RaftLog(tmp_path / "log")
+    assert log.read(1001, 1001) == entries(1001, 1, term=8)
+    log.close()
+
+
+def test_reading_does_not_hold_up_appends(tmp_path: Path) -> None:
+    """Threads read what is in LMDB and what is not, while appends, settles and cuts go on."""
+    log = RaftLog(tmp_path / "log", journal_size_bytes=1 << 20)
+    log.append(entries(1, 100, size=3000))
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            first, last = log.first_index, log.last_index
+            try:
+                for entry in log.read(first, last):
+                    assert entry.data.startswith(f"{entry.index}.".encode())
+            except IndexError:  # cut meanwhile
+                continue
+            except BaseException as error:
+                failures.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for first in range(101, 2000, 10):
+        log.append(entries(first, 10, size=3000))
+        if first % 300 == 1:
+            log.compact(first - 50)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not failures
+    log.close()
 
 
 def test_a_corrupt_environment_is_refused(tmp_path: Path) -> None:

@@ -122,9 +122,9 @@ static int set_map_size(trimaran_logtable *table, uint64_t bytes)
 {
     int error;
 
-    pthread_mutex_lock(table->readers);
+    pthread_rwlock_wrlock(&table->readers);
     error = write_error(mdb_env_set_mapsize(table->environment, bytes));
-    pthread_mutex_unlock(table->readers);
+    pthread_rwlock_unlock(&table->readers);
     return error;
 }
 
@@ -164,7 +164,7 @@ static int choose_map_size(trimaran_logtable *table, int directory_fd)
 }
 
 int trimaran_logtable_open(const char *directory, int directory_fd, uint64_t map_bytes_max,
-                           pthread_mutex_t *readers, trimaran_logtable *out)
+                           trimaran_logtable *out)
 {
     int error = reserve_lock_file(directory_fd);
 
@@ -172,7 +172,7 @@ int trimaran_logtable_open(const char *directory, int directory_fd, uint64_t map
         error = read_error(mdb_env_create(&out->environment));
     if (error != 0)
         return error;
-    out->readers = readers;
+    pthread_rwlock_init(&out->readers, NULL);
     out->map_bytes_max = map_bytes_max;
     error = read_error(mdb_env_set_maxdbs(out->environment, 2));
     if (error == 0)
@@ -196,8 +196,10 @@ int trimaran_logtable_open(const char *directory, int directory_fd, uint64_t map
 
 void trimaran_logtable_close(trimaran_logtable *table)
 {
-    if (table->environment != NULL)
-        mdb_env_close(table->environment);
+    if (table->environment == NULL)
+        return;
+    mdb_env_close(table->environment);
+    pthread_rwlock_destroy(&table->readers);
     table->environment = NULL;
 }
 
@@ -408,6 +410,56 @@ int trimaran_logtable_compact(trimaran_logtable *table, uint64_t first,
     for (int i = 0; i < 2 && error == 0; i++)
         error = compact_full(table, marker->index + 1, marker);
     return error;
+}
+
+static int reset(trimaran_logtable *table, const trimaran_log_marker *marker,
+                 const trimaran_hard_state *hard_state, const trimaran_log_position *position)
+{
+    MDB_txn *txn;
+    int code = mdb_txn_begin(table->environment, NULL, 0, &txn);
+
+    if (code != 0)
+        return write_error(code);
+    code = mdb_drop(txn, table->entries, 0);
+    if (code == 0)
+        code = store_fact(txn, table->facts, MARKER, marker, sizeof *marker);
+    if (code == 0)
+        code = store_fact(txn, table->facts, HARD_STATE, hard_state, sizeof *hard_state);
+    if (code == 0)
+        code = store_fact(txn, table->facts, POSITION, position, sizeof *position);
+    if (code != 0) {
+        mdb_txn_abort(txn);
+        return write_error(code);
+    }
+    return write_error(mdb_txn_commit(txn));
+}
+
+int trimaran_logtable_reset(trimaran_logtable *table, const trimaran_log_marker *marker,
+                            const trimaran_hard_state *hard_state,
+                            const trimaran_log_position *position)
+{
+    int error, restored;
+
+    do
+        error = reset(table, marker, hard_state, position);
+    while (error == -ENOSPC && (error = grow(table)) == 0);
+    if (error != -ENOSPC)
+        return error;
+    error = set_map_size(table, table->map_bytes + COMPACTION_BYTES);
+    if (error == 0)
+        error = reset(table, marker, hard_state, position);
+    restored = set_map_size(table, table->map_bytes);
+    return error != 0 ? error : restored;
+}
+
+void trimaran_logtable_lock(trimaran_logtable *table)
+{
+    pthread_rwlock_rdlock(&table->readers);
+}
+
+void trimaran_logtable_unlock(trimaran_logtable *table)
+{
+    pthread_rwlock_unlock(&table->readers);
 }
 
 static int decode(const MDB_val *value, uint64_t index, trimaran_entry *out)

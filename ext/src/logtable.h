@@ -28,7 +28,7 @@ typedef struct trimaran_logtable {
     MDB_env *environment;
     MDB_dbi entries; /* index, 8 bytes, big-endian -> term, type, data */
     MDB_dbi facts;   /* name -> struct */
-    pthread_mutex_t *readers;
+    pthread_rwlock_t readers; /* shared by readers, exclusive while the file is mapped anew */
     uint64_t map_bytes, map_bytes_max; /* the file has blocks for map_bytes */
 } trimaran_logtable;
 
@@ -39,10 +39,9 @@ typedef struct trimaran_logtable_facts {
     uint64_t last_index; /* marker.index where there are no entries */
 } trimaran_logtable_facts;
 
-/* readers is a lock that everyone holds from begin to abort, and in term: under it the file is
- * mapped anew when it grows, to at most map_bytes_max. */
+/* The file grows to at most map_bytes_max. */
 int trimaran_logtable_open(const char *directory, int directory_fd, uint64_t map_bytes_max,
-                           pthread_mutex_t *readers, trimaran_logtable *out);
+                           trimaran_logtable *out);
 void trimaran_logtable_close(trimaran_logtable *table);
 /* Read the facts and check them against the entries. -EUCLEAN. */
 int trimaran_logtable_load(trimaran_logtable *table, trimaran_logtable_facts *out);
@@ -55,7 +54,15 @@ int trimaran_logtable_store(trimaran_logtable *table, uint64_t first, const trim
 /* In one transaction: drop the entries from first to marker->index and set the marker. */
 int trimaran_logtable_compact(trimaran_logtable *table, uint64_t first,
                               const trimaran_log_marker *marker);
+/* In one transaction: drop every entry and set all the facts. -ENOSPC: nothing changed. */
+int trimaran_logtable_reset(trimaran_logtable *table, const trimaran_log_marker *marker,
+                            const trimaran_hard_state *hard_state,
+                            const trimaran_log_position *position);
 
+/* Everyone who reads, here or below, does it between these two, and takes no lock of the log that
+ * a writer of the table may hold while it waits for readers to end. */
+void trimaran_logtable_lock(trimaran_logtable *table);
+void trimaran_logtable_unlock(trimaran_logtable *table);
 int trimaran_logtable_term(trimaran_logtable *table, uint64_t index, uint64_t *term);
 /* A snapshot to read entries from; end it with mdb_txn_abort. */
 int trimaran_logtable_begin(trimaran_logtable *table, MDB_txn **out);

@@ -39,6 +39,7 @@ struct trimaran_logthread {
 
     pthread_mutex_t lock; /* guards all below */
     pthread_cond_t submitted, settle_wanted;
+    pthread_cond_t emptied; /* the queue is empty, or has to wait for room */
     struct batch *first, *last;
     uint64_t next_sequence;
     trimaran_logthread_completion completion;
@@ -182,6 +183,7 @@ static void finish(trimaran_logthread *thread, struct batch *first, struct batch
     if (thread->completion.error != error) {
         thread->completion.error = error;
         signal_loop(thread);
+        pthread_cond_broadcast(&thread->emptied);
     }
     struct timespec deadline;
     deadline_after(&deadline, RETRY_MS);
@@ -211,6 +213,8 @@ static void *write_loop(void *argument)
         note_duration(thread, started_ns);
         thread->busy = 0;
         finish(thread, first, last, count, error);
+        if (thread->first == NULL)
+            pthread_cond_broadcast(&thread->emptied);
     }
     pthread_mutex_unlock(&thread->lock);
     return NULL;
@@ -309,6 +313,7 @@ static void destroy(trimaran_logthread *thread)
     }
     pthread_cond_destroy(&thread->submitted);
     pthread_cond_destroy(&thread->settle_wanted);
+    pthread_cond_destroy(&thread->emptied);
     pthread_mutex_destroy(&thread->lock);
     close(thread->event_fd);
     free(thread->merged);
@@ -336,6 +341,7 @@ int trimaran_logthread_start(trimaran_raftlog *log, trimaran_logthread **out)
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&thread->submitted, &monotonic);
     pthread_cond_init(&thread->settle_wanted, &monotonic);
+    pthread_cond_init(&thread->emptied, &monotonic);
     pthread_condattr_destroy(&monotonic);
     error = start_threads(thread);
     if (error != 0) {
@@ -454,6 +460,33 @@ void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index)
         pthread_cond_signal(&thread->settle_wanted);
     }
     pthread_mutex_unlock(&thread->lock);
+}
+
+int trimaran_logthread_reset(trimaran_logthread *thread, uint64_t index, uint64_t term)
+{
+    int error = 0;
+
+    pthread_mutex_lock(&thread->lock);
+    while ((thread->busy || thread->first != NULL) && thread->completion.error == 0)
+        pthread_cond_wait(&thread->emptied, &thread->lock);
+    if (thread->busy || thread->first != NULL)
+        error = thread->completion.error;
+    else
+        thread->busy = 1;
+    pthread_mutex_unlock(&thread->lock);
+    if (error != 0)
+        return error;
+    error = trimaran_raftlog_reset(thread->log, index, term);
+    pthread_mutex_lock(&thread->lock);
+    thread->busy = 0;
+    if (error == 0) {
+        thread->completion.index = index;
+        thread->completion.term = term;
+        thread->crowded = 0;
+    }
+    pthread_cond_signal(&thread->submitted);
+    pthread_mutex_unlock(&thread->lock);
+    return error;
 }
 
 int trimaran_logthread_stop(trimaran_logthread *thread)

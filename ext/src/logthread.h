@@ -47,6 +47,10 @@ void trimaran_logthread_completed(trimaran_logthread *thread, trimaran_logthread
  * disk it tries again. index must be durable. */
 void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index);
 
+/* Wait until all that is queued is durable, then drop everything as trimaran_raftlog_reset does. To
+ * be called by the one who submits. -ENOSPC: nothing was reset, ask again; -EINVAL. */
+int trimaran_logthread_reset(trimaran_logthread *thread, uint64_t index, uint64_t term);
+
 /* Make everything queued durable, stop both threads and free. Returns -ENOSPC if the queue could
  * not be written; nothing of it had been acknowledged. NULL is allowed. */
 int trimaran_logthread_stop(trimaran_logthread *thread);

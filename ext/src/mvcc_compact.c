@@ -3,6 +3,7 @@
  * The revision counts at once; the work goes through the keys in order, a bounded number a step,
  * and begins anew after a restart that interrupted it, which does no harm.
  */
+#include "failpoint.h"
 #include "mvcc_internal.h"
 
 static const trimaran_slice scheduled_row = {(const uint8_t *)"compact/scheduled", 17};
@@ -31,6 +32,7 @@ trimaran_error trimaran_compact_begin(trimaran_mvcc *mvcc, int64_t revision)
     mvcc->compact_revision = revision;
     save(mvcc, scheduled_row);
     start(mvcc);
+    trimaran_failpoint(TRIMARAN_FAIL_COMPACTION_BEGIN);
     return TRIMARAN_ERROR_NONE;
 }
 
@@ -75,9 +77,11 @@ bool trimaran_mvcc_compact_step(trimaran_mvcc *mvcc, size_t keys)
         mvcc->compact_from.size = 0;
         trimaran_buffer_append(&mvcc->compact_from, record->key, record->key_size);
         trimaran_buffer_append(&mvcc->compact_from, "", 1);
+        trimaran_failpoint(TRIMARAN_FAIL_COMPACTION_STEP);
     } else {
         mvcc->compacting = false;
         save(mvcc, finished_row);
+        trimaran_failpoint(TRIMARAN_FAIL_COMPACTION_END);
     }
     for (size_t i = 0; i < emptied; i++)
         trimaran_keyindex_remove(mvcc->index, empty[i]);

@@ -3,9 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "failpoint.h"
 #include "raftlog.h"
 
 #define COMPACT_CHUNK 4096u /* entries dropped in one transaction */
+#define PIECE_BYTES (1u << 20) /* of pending entries, copied at once for a read */
 
 /* What a settle takes to LMDB, as it was when the settle began. */
 struct settlement {
@@ -63,9 +65,11 @@ static int settle_locked(trimaran_raftlog *log)
     int error = settle_begin(log, &settlement);
 
     if (error == 0 && settlement.position.sequence != log->settled_sequence) {
+        trimaran_failpoint(TRIMARAN_FAIL_JOURNAL_RECYCLE_BEFORE);
         error = trimaran_logtable_store(&log->table, settlement.first, settlement.entries,
                                         settlement.count, &settlement.hard_state,
                                         &settlement.position);
+        trimaran_failpoint(TRIMARAN_FAIL_JOURNAL_RECYCLE_AFTER);
         if (error == 0)
             settle_end(log, &settlement);
     }
@@ -150,9 +154,11 @@ static int append_to_journal(trimaran_raftlog *log, size_t bytes,
     if (error != 0)
         return error;
     trimaran_batch_encode(payload, hard_state, entries, count);
+    trimaran_failpoint(TRIMARAN_FAIL_LOG_APPEND_BEFORE);
     error = trimaran_journal_write(&log->journal, start, bytes);
     if (error != 0)
         return error;
+    trimaran_failpoint(TRIMARAN_FAIL_LOG_APPEND_AFTER);
     pthread_mutex_lock(&log->state);
     trimaran_journal_commit(&log->journal, start, bytes);
     trimaran_pending_publish(log, payload);
@@ -204,49 +210,117 @@ int trimaran_raftlog_append(trimaran_raftlog *log, const trimaran_hard_state *ha
     return error;
 }
 
-/* With the state lock held. */
-static int visit_pending(trimaran_raftlog *log, uint64_t first, uint64_t next, uint64_t last,
-                         uint64_t budget_bytes, trimaran_raftlog_visitor visitor, void *context)
+/* Pending entries, copied: a settle would release the memory they are in. */
+struct piece {
+    trimaran_entry *entries;
+    uint8_t *data;
+    size_t count;
+};
+
+/* Copy the entries from next on that the budget allows, some of them where they are many. With the
+ * state lock held. */
+static int copy_pending(trimaran_raftlog *log, uint64_t next, uint64_t last, int is_first,
+                        uint64_t budget_bytes, struct piece *out)
 {
-    for (; next <= last; next++) {
-        const trimaran_entry *entry = trimaran_pending_at(log, next);
-        if (entry->size > budget_bytes && next > first)
-            return 0;
-        budget_bytes -= entry->size < budget_bytes ? entry->size : budget_bytes;
-        int stop = visitor(context, entry);
+    uint64_t bytes = 0;
+    size_t count = 0;
+
+    for (uint64_t index = next; index <= last && (count == 0 || bytes < PIECE_BYTES); index++) {
+        uint32_t size = trimaran_pending_at(log, index)->size;
+        if (size > budget_bytes && !(is_first && count == 0))
+            break;
+        budget_bytes -= size < budget_bytes ? size : budget_bytes;
+        bytes += size;
+        count++;
+    }
+    *out = (struct piece){malloc((count + 1) * sizeof *out->entries), malloc(bytes + 1), count};
+    if (out->entries == NULL || out->data == NULL)
+        return -ENOMEM;
+    uint8_t *at = out->data;
+    for (size_t i = 0; i < count; i++) {
+        out->entries[i] = *trimaran_pending_at(log, next + i);
+        if (out->entries[i].size > 0)
+            memcpy(at, out->entries[i].data, out->entries[i].size);
+        out->entries[i].data = at;
+        at += out->entries[i].size;
+    }
+    return 0;
+}
+
+/* What a read still has to visit. */
+struct reading {
+    uint64_t first, next, last, budget_bytes;
+    trimaran_raftlog_visitor visitor;
+    void *context;
+    int finished; /* the budget is used up */
+};
+
+static int visit_piece(struct reading *reading, const struct piece *piece)
+{
+    for (size_t i = 0; i < piece->count; i++) {
+        uint32_t size = piece->entries[i].size;
+        reading->budget_bytes -= size < reading->budget_bytes ? size : reading->budget_bytes;
+        reading->next++;
+        int stop = reading->visitor(reading->context, &piece->entries[i]);
         if (stop != 0)
             return stop;
     }
+    reading->finished = piece->count == 0;
     return 0;
+}
+
+static int visit_table(trimaran_raftlog *log, struct reading *reading, uint64_t last,
+                       MDB_txn *snapshot)
+{
+    uint64_t from = reading->next, budget_bytes = reading->budget_bytes;
+    int error = trimaran_logtable_visit(&log->table, snapshot, from, last, &budget_bytes,
+                                        &reading->next, reading->visitor, reading->context);
+
+    reading->budget_bytes = budget_bytes;
+    reading->finished = reading->next <= last;
+    return error;
+}
+
+/* Visit a part of what is left. What it needs is taken under the state lock; the visit is not. */
+static int read_on(trimaran_raftlog *log, struct reading *reading)
+{
+    MDB_txn *snapshot = NULL;
+    struct piece piece = {0};
+    uint64_t table_last;
+    int error = 0;
+
+    trimaran_logtable_lock(&log->table);
+    pthread_mutex_lock(&log->state);
+    table_last = log->pending_first - 1 < reading->last ? log->pending_first - 1 : reading->last;
+    if (reading->next <= log->marker.index || reading->last > log->last_index)
+        error = -ENOENT;
+    else if (reading->next <= table_last)
+        error = trimaran_logtable_begin(&log->table, &snapshot);
+    else
+        error = copy_pending(log, reading->next, reading->last, reading->next == reading->first,
+                             reading->budget_bytes, &piece);
+    pthread_mutex_unlock(&log->state);
+    if (error == 0 && snapshot != NULL)
+        error = visit_table(log, reading, table_last, snapshot);
+    else if (error == 0)
+        error = visit_piece(reading, &piece);
+    if (snapshot != NULL)
+        mdb_txn_abort(snapshot);
+    trimaran_logtable_unlock(&log->table);
+    free(piece.entries);
+    free(piece.data);
+    return error;
 }
 
 int trimaran_raftlog_read(trimaran_raftlog *log, uint64_t first, uint64_t last, uint64_t max_bytes,
                           trimaran_raftlog_visitor visitor, void *context)
 {
-    uint64_t next = first, table_last;
-    MDB_txn *snapshot = NULL;
+    struct reading reading = {.first = first, .next = first, .last = last,
+                              .budget_bytes = max_bytes, .visitor = visitor, .context = context};
     int error = 0;
 
-    if (first > last)
-        return 0;
-    /* Held to the end: a settle would release the memory that pending entries point to. */
-    pthread_mutex_lock(&log->state);
-    if (first <= log->marker.index || last > log->last_index) {
-        pthread_mutex_unlock(&log->state);
-        return -ENOENT;
-    }
-    table_last = log->pending_first - 1 < last ? log->pending_first - 1 : last;
-    if (first <= table_last) {
-        error = trimaran_logtable_begin(&log->table, &snapshot);
-        if (error == 0)
-            error = trimaran_logtable_visit(&log->table, snapshot, first, table_last, &max_bytes,
-                                            &next, visitor, context);
-        if (snapshot != NULL)
-            mdb_txn_abort(snapshot);
-    }
-    if (error == 0 && (first > table_last || next > table_last))
-        error = visit_pending(log, first, next, last, max_bytes, visitor, context);
-    pthread_mutex_unlock(&log->state);
+    while (error == 0 && !reading.finished && reading.next <= last)
+        error = read_on(log, &reading);
     return error;
 }
 
@@ -266,7 +340,7 @@ uint64_t trimaran_raftlog_last_index(trimaran_raftlog *log)
     return index;
 }
 
-/* With the state lock held. */
+/* With the table's lock for readers and the state lock held. */
 static int term_locked(trimaran_raftlog *log, uint64_t index, uint64_t *term)
 {
     if (index < log->marker.index || index > log->last_index)
@@ -284,9 +358,11 @@ static int term_locked(trimaran_raftlog *log, uint64_t index, uint64_t *term)
 
 int trimaran_raftlog_term(trimaran_raftlog *log, uint64_t index, uint64_t *term)
 {
+    trimaran_logtable_lock(&log->table);
     pthread_mutex_lock(&log->state);
     int error = term_locked(log, index, term);
     pthread_mutex_unlock(&log->state);
+    trimaran_logtable_unlock(&log->table);
     return error;
 }
 
@@ -304,12 +380,15 @@ static int compact_to(trimaran_raftlog *log, uint64_t index)
     trimaran_log_marker before, after = {.index = index};
     int error;
 
+    trimaran_failpoint(TRIMARAN_FAIL_LOG_COMPACT_BEFORE);
+    trimaran_logtable_lock(&log->table);
     pthread_mutex_lock(&log->state);
     before = log->marker;
     error = term_locked(log, index, &after.term);
     if (error == 0)
         log->marker = after;
     pthread_mutex_unlock(&log->state);
+    trimaran_logtable_unlock(&log->table);
     if (error != 0)
         return error;
     error = trimaran_logtable_compact(&log->table, before.index + 1, &after);
@@ -318,6 +397,7 @@ static int compact_to(trimaran_raftlog *log, uint64_t index)
         log->marker = before;
         pthread_mutex_unlock(&log->state);
     }
+    trimaran_failpoint(TRIMARAN_FAIL_LOG_COMPACT_AFTER);
     return error;
 }
 
@@ -357,6 +437,56 @@ int trimaran_raftlog_compact(trimaran_raftlog *log, uint64_t index)
             error = compact_settled(log, index);
     }
     pthread_mutex_unlock(&log->settle);
+    return error;
+}
+
+/* In memory what the table holds after its reset; with append and settle held. */
+static void forget_all(trimaran_raftlog *log, const trimaran_log_marker *marker,
+                       const trimaran_hard_state *hard_state, uint64_t sequence)
+{
+    uint64_t tail;
+
+    pthread_mutex_lock(&log->state);
+    tail = log->journal.tail;
+    log->marker = *marker;
+    log->hard_state = *hard_state;
+    log->last_index = log->settling_last = marker->index;
+    log->pending_first = marker->index + 1;
+    log->pending_start = 0;
+    pthread_mutex_unlock(&log->state);
+    trimaran_journal_forget(&log->journal, tail);
+    pthread_mutex_lock(&log->state);
+    log->settled_sequence = sequence;
+    trimaran_journal_release(&log->journal, tail);
+    pthread_mutex_unlock(&log->state);
+}
+
+int trimaran_raftlog_reset(trimaran_raftlog *log, uint64_t index, uint64_t term)
+{
+    trimaran_log_marker marker = {index, term};
+    trimaran_log_position position;
+    trimaran_hard_state now;
+    int error = 0;
+
+    pthread_mutex_lock(&log->append);
+    pthread_mutex_lock(&log->settle);
+    pthread_mutex_lock(&log->state);
+    now = log->hard_state;
+    position = (trimaran_log_position){
+        .journal_id = log->journal.id,
+        .sequence = log->journal.sequence,
+        .place = log->journal.tail % log->journal.capacity,
+    };
+    pthread_mutex_unlock(&log->state);
+    if (now.commit > index || index == 0 || term == 0)
+        error = -EINVAL;
+    now.commit = index;
+    if (error == 0)
+        error = trimaran_logtable_reset(&log->table, &marker, &now, &position);
+    if (error == 0)
+        forget_all(log, &marker, &now, position.sequence);
+    pthread_mutex_unlock(&log->settle);
+    pthread_mutex_unlock(&log->append);
     return error;
 }
 

@@ -2,7 +2,8 @@
  * that are only in the journal ("pending").
  *
  * Locks, in the order they are taken: append (one append at a time), settle (one LMDB write at a
- * time), state (everything in memory; never held over a flush). Pending entries point into the
+ * time), the table's for its readers, state (everything in memory; never held over a flush, nor
+ * while entries are visited). Pending entries point into the
  * journal's mirror, which only a settle releases.
  */
 #ifndef TRIMARAN_SRC_RAFTLOG_H

@@ -191,7 +191,7 @@ int trimaran_raftlog_open(const char *directory, const trimaran_raftlog_options 
     error = log->pending == NULL ? refuse(-ENOMEM, "no memory") : open_directory(directory, log);
     if (error == 0) {
         error = trimaran_logtable_open(directory, log->directory_fd, options.map_size_bytes,
-                                       &log->state, &log->table);
+                                       &log->table);
         if (error != 0)
             refuse(error, "cannot open data.mdb: %s", strerror(-error));
     }

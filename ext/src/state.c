@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "failpoint.h"
 #include "state_batch.h"
 
 enum { REVISION_SIZE = 16, RETRY_MS = 500, SPARE_BYTES = 1 << 20, LOCK_FILE_BYTES = 16384 };
@@ -161,6 +162,7 @@ static int reserve_space(trimaran_state *state, const trimaran_batch *batch)
 static int commit(trimaran_state *state, const trimaran_batch *batch)
 {
     MDB_txn *txn;
+    trimaran_failpoint(TRIMARAN_FAIL_STATE_PERSIST_BEFORE);
     int code = reserve_space(state, batch);
     if (code == 0)
         code = mdb_txn_begin(state->env, NULL, 0, &txn);
@@ -175,6 +177,7 @@ static int commit(trimaran_state *state, const trimaran_batch *batch)
     }
     measure_tables(state, txn);
     code = mdb_txn_commit(txn);
+    trimaran_failpoint(TRIMARAN_FAIL_STATE_PERSIST_AFTER);
     if (code == 0)
         atomic_store(&state->size_total, used_bytes(state));
     return code;
