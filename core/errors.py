@@ -58,6 +58,10 @@ class CorruptionError(TrimaranError):
     """Stored data fails its checks; the daemon stops rather than serve it."""
 
 
+class ProtocolError(TrimaranError):
+    """What came from another member is no sound frame; its connection is closed."""
+
+
 class StoreError(TrimaranError):
     """An answer of the store that is not OK.
 

@@ -1,0 +1,284 @@
+"""One TCP connection, plain or through TLS, whose bytes leave the moment they are written.
+
+TLS runs over memory here instead of in the event loop's own transport, for three reasons: each
+connection may have its own context, so that certificates are read anew without a restart; what is
+written leaves at once; and buffers have bounds that we choose.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from typing import Final, cast
+
+HANDSHAKE_BYTES_MAX: Final = 128 * 1024
+LINGER_S: Final = 5.0
+_READ_BYTES: Final = 64 * 1024
+
+
+class TLSChannel:
+    """TLS between bytes of the network and bytes of the application.
+
+    Args:
+        context: with certificates and trust.
+        server_side: which side this is.
+        server_name: the name that the other side's certificate must have, for a client.
+    """
+
+    def __init__(
+        self, context: ssl.SSLContext, *, server_side: bool, server_name: str | None = None
+    ) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
+        )
+        self.established = False
+        self.ended = False
+
+    def start(self) -> None:
+        """Begin the handshake.
+
+        Raises:
+            ssl.SSLError: there is no common ground.
+        """
+        self._shake()
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes of the network and return what they say.
+
+        Raises:
+            ssl.SSLError: the handshake failed or the stream is damaged; `output` may still hold
+                the alert that tells the other side.
+        """
+        self._incoming.write(data)
+        if not self.established:
+            self._shake()
+            if not self.established:
+                return b""
+        parts = []
+        try:
+            while part := self._object.read(_READ_BYTES):
+                parts.append(part)
+            self.ended = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def send(self, data: bytes) -> None:
+        """Encrypt data; `output` has the result."""
+        if data:
+            self._object.write(data)
+
+    def output(self) -> bytes:
+        """Take what is to go to the network."""
+        return self._outgoing.read()
+
+    def finish(self) -> None:
+        """Tell the other side that no more comes; `output` has the words."""
+        # It would wait for the other's word, which nobody needs.
+        with contextlib.suppress(ssl.SSLError, ValueError):
+            self._object.unwrap()
+
+    @property
+    def protocol(self) -> str | None:
+        """What was agreed on by ALPN (RFC 7301)."""
+        return self._object.selected_alpn_protocol()
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The other side's certificate as DER, None where it has shown none."""
+        return self._object.getpeercert(binary_form=True)
+
+    def _shake(self) -> None:
+        try:
+            self._object.do_handshake()
+            self.established = True
+        except ssl.SSLWantReadError:
+            pass
+
+
+class Connection(asyncio.Protocol):
+    """A connection; what to do with it is the business of classes derived from this one.
+
+    Args:
+        tls: None for a plain connection.
+
+    Attributes:
+        paused: the network takes no more for now; what is written is kept in memory until
+            `drained` is called.
+        is_closed: nothing more comes or goes.
+    """
+
+    def __init__(self, tls: TLSChannel | None = None) -> None:
+        self.tls = tls
+        self.paused = False
+        self.is_closed = False
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self.remote_host = ""
+        self.remote = "?"
+        self._transport: asyncio.Transport | None = None
+        self._established = tls is None
+
+    # What derived classes do.
+
+    def opened(self) -> None:
+        """The connection stands; with TLS, the handshake is done."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes of the application came."""
+
+    def drained(self) -> None:
+        """The network takes bytes again."""
+
+    def closed(self, error: Exception | None) -> None:
+        """The connection is over."""
+
+    def tls_failed(self, error: ssl.SSLError) -> None:
+        """The handshake failed, or the stream was damaged; the connection is being closed."""
+
+    # What they use.
+
+    def write(self, data: bytes) -> None:
+        """Send data, now as far as the network takes it."""
+        if self._transport is None or self.is_closed:
+            return
+        if self.tls is not None:
+            self.tls.send(data)
+            data = self.tls.output()
+        self._write_raw(data)
+
+    def close(self) -> None:
+        """Send what was written, then close."""
+        if self._transport is None or self.is_closed:
+            return
+        self.is_closed = True
+        if self.tls is not None and self._established:
+            self.tls.finish()
+            self._write_raw(self.tls.output())
+        self._let_go()
+
+    def abort(self) -> None:
+        """Close at once and forget what has not left yet."""
+        self.is_closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def set_reading(self, reading: bool) -> None:
+        """Take bytes off the network, or leave them there."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if reading and not self._transport.is_reading():
+            self._transport.resume_reading()
+        elif not reading and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def set_timeouts(self, silence_s: float) -> None:
+        """Have the kernel end the connection when the other side's host answers nothing.
+
+        Args:
+            silence_s: how long what was sent may stay unanswered.
+        """
+        assert self._transport is not None
+        wire = self._transport.get_extra_info("socket")
+        if wire is None or wire.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+
+    def extra(self, name: str) -> object:
+        """What the transport knows of itself, as asyncio names it."""
+        return None if self._transport is None else self._transport.get_extra_info(name)
+
+    # asyncio's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's own is none by class
+        self._transport = transport
+        # Above the mark the loop hands bytes to the socket at once, not at the end of its turn.
+        transport.set_write_buffer_limits(high=0)
+        remote = transport.get_extra_info("peername")
+        if isinstance(remote, tuple):
+            self.remote_host = str(remote[0])
+            host = f"[{remote[0]}]" if ":" in self.remote_host else remote[0]
+            self.remote = f"{host}:{remote[1]}"
+        if self.is_closed:
+            transport.abort()
+        elif self.tls is None:
+            self.opened()
+        else:
+            self._advance(b"")
+
+    def data_received(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        if self.is_closed:
+            return
+        if self.tls is None:
+            self.received(data)
+        else:
+            self._advance(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if not self.is_closed:
+            self.drained()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_closed = True
+        self.closed(error)
+        self._transport = None
+
+    def _write_raw(self, data: bytes) -> None:
+        assert self._transport is not None
+        if data:
+            self.sent_bytes += len(data)
+            self._transport.write(data)
+
+    def _advance(self, data: bytes) -> None:
+        """Take bytes of TLS, and answer where the handshake asks for it."""
+        assert self.tls is not None
+        try:
+            if data:
+                plain = self.tls.feed(data)
+            else:
+                plain = b""
+                self.tls.start()
+        except ssl.SSLError as error:
+            self._write_raw(self.tls.output())
+            self.tls_failed(error)
+            self._end()
+            return
+        self._write_raw(self.tls.output())
+        if not self._established:
+            if not self.tls.established:
+                if self.received_bytes > HANDSHAKE_BYTES_MAX:
+                    self.abort()
+                return
+            self._established = True
+            self.opened()
+        if plain and not self.is_closed:
+            self.received(plain)
+        if self.tls.ended and not self.is_closed:
+            self.close()
+
+    def _end(self) -> None:
+        """Close without a word of TLS, but let the alert leave."""
+        self.is_closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close, and give what is still to be sent a limited time to leave."""
+        if self._transport is not None:
+            self._transport.close()
+            asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
