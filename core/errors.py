@@ -62,6 +62,18 @@ class ProtocolError(TrimaranError):
     """What came from another member is no sound frame; its connection is closed."""
 
 
+class JoinRefusedError(TrimaranError):
+    """A host may not join the cluster; the text says what to do.
+
+    Attributes:
+        reason: one word for logs and counters.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
 class StoreError(TrimaranError):
     """An answer of the store that is not OK.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from trimaran._version import VERSION
 from trimaran.daemons.cli_context import (
@@ -22,6 +23,7 @@ from trimaran.daemons.cli_context import (
     CommandContext,
     default_endpoints,
     json_option,
+    read_connection,
 )
 from trimaran.daemons.standard_streams import reserve_standard_streams
 from trimaran.errors import ETCD_ERRORS, StoreError, StoreUnavailableError, TrimaranError
@@ -35,6 +37,8 @@ COMMANDS: Final = {
     "net": ("cli_net", "net", "Configure and inspect the overlay network."),
     "kv": ("cli_kv", "kv", "Read, write and watch keys of the store."),
     "lease": ("cli_lease", "lease", "Grant, renew and revoke leases."),
+    "token": ("cli_token", "token", "Make the tokens that hosts join with."),
+    "env": ("cli_env", "env", "Print what etcdctl needs to reach the store."),
     "member": ("cli_member", "member", "List the members of the store."),
     "status": ("cli_member", "status", "Show the state of each endpoint of the store."),
 }
@@ -154,6 +158,9 @@ def trimaran(
         raise click.UsageError(f"--endpoints is empty; for example {DEFAULT_ENDPOINT}")
     if (cert is None) != (key is None):
         raise click.UsageError("--cert and --key go together; give both or neither")
+    if context.get_parameter_source("endpoints") is ParameterSource.DEFAULT and not cert:
+        host = read_connection()
+        cacert, cert, key = cacert or host.ca_cert, host.cert, host.key
     options.ca_cert, options.cert, options.key = cacert, cert, key
     options.timeout_s = timeout_s
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ENDPOINT: Final = "http://127.0.0.1:2379"
 
-# Where a running `trimaran up` leaves the address of the store it uses.
-HOST_ENDPOINTS_FILE: Final = Path("/run/trimaran/endpoints")
+# Where a running `trimaran up` leaves the way to the store it uses.
+HOST_CONNECTION_FILE: Final = Path("/run/trimaran/store.json")
 
 EXIT_OK: Final = 0
 EXIT_ERROR: Final = 1
@@ -45,6 +45,45 @@ Result = TypeVar("Result")
 
 # C0, DEL, C1.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class HostConnection:
+    """The way to the store that this host's `trimaran up` uses.
+
+    Attributes:
+        endpoints: URLs of the store's members, the nearest first.
+        ca_cert, cert, key: files to reach them with; None for a store without TLS.
+    """
+
+    endpoints: tuple[str, ...] = (DEFAULT_ENDPOINT,)
+    ca_cert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+    def encode(self) -> str:
+        """Write it as HOST_CONNECTION_FILE has it."""
+        fields = {
+            "endpoints": list(self.endpoints),
+            "cacert": self.ca_cert,
+            "cert": self.cert,
+            "key": self.key,
+        }
+        return json.dumps(fields, indent=2) + "\n"
+
+
+def read_connection() -> HostConnection:
+    """The way to the store of this host's `trimaran up`; without one, the usual address here."""
+    try:
+        fields = json.loads(HOST_CONNECTION_FILE.read_text())
+        return HostConnection(
+            tuple(map(str, fields["endpoints"])),
+            fields.get("cacert"),
+            fields.get("cert"),
+            fields.get("key"),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return HostConnection()
 
 
 @dataclass
@@ -72,7 +111,13 @@ class CommandContext:
 
         Raises:
             click.UsageError: an endpoint or TLS option is none.
+            ConfigError: this user may not read the key.
         """
+        if self.key is not None and not os.access(self.key, os.R_OK):
+            raise ConfigError(
+                f"the store lets in only who can read {self.key}: run as root, or give "
+                "--endpoints with --cacert, --cert and --key of your own"
+            )
         from trimaran.client import Client, TLSOptions
 
         tls = None
@@ -123,10 +168,7 @@ class CommandContext:
 
 def default_endpoints() -> str:
     """The store that this host's `trimaran up` uses, else the usual address on this host."""
-    try:
-        return HOST_ENDPOINTS_FILE.read_text().strip() or DEFAULT_ENDPOINT
-    except OSError:
-        return DEFAULT_ENDPOINT
+    return ",".join(read_connection().endpoints)
 
 
 def cell(value: object) -> str:

@@ -22,7 +22,8 @@ from click.core import ParameterSource
 
 from trimaran.daemons.cli_context import (
     EXIT_INTERRUPTED,
-    HOST_ENDPOINTS_FILE,
+    HOST_CONNECTION_FILE,
+    HostConnection,
     run_loop,
 )
 from trimaran.daemons.sd_notify import notify
@@ -137,7 +138,7 @@ async def run_host(options: UpOptions) -> int:
             if not await start_part(part, reporter, signals):
                 return EXIT_INTERRUPTED
             running.append(part)
-        published = publish_endpoints(options)
+        published = publish_connection(options)
         notify("READY=1", "STATUS=running")
         tell_what_next(options, reporter)
         await wait_for_end(running, signals)
@@ -146,7 +147,7 @@ async def run_host(options: UpOptions) -> int:
         notify("STOPPING=1")
         if published:
             # Only its own: one that was refused beside a running one must not take that one's.
-            HOST_ENDPOINTS_FILE.unlink(missing_ok=True)
+            HOST_CONNECTION_FILE.unlink(missing_ok=True)
         await stop_parts(running, reporter)
 
 
@@ -214,15 +215,17 @@ def make_parts(options: UpOptions) -> list[Part]:
     return parts
 
 
-def publish_endpoints(options: UpOptions) -> bool:
+def publish_connection(options: UpOptions) -> bool:
     """Leave the store's address where every `trimaran` command of this host looks for it.
 
     Returns:
         whether it could be; without root the commands of this host need --endpoints.
     """
     try:
-        HOST_ENDPOINTS_FILE.parent.mkdir(parents=True, exist_ok=True)
-        HOST_ENDPOINTS_FILE.write_text(",".join(options.store_urls) + "\n")
+        HOST_CONNECTION_FILE.parent.mkdir(parents=True, exist_ok=True)
+        temporary = HOST_CONNECTION_FILE.with_suffix(".new")
+        temporary.write_text(HostConnection(options.store_urls).encode())
+        temporary.replace(HOST_CONNECTION_FILE)
     except PermissionError:
         return False
     return True

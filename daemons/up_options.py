@@ -11,6 +11,8 @@ from trimaran.errors import ConfigError
 
 DEFAULT_DATA_DIR: Final = "/var/lib/trimaran"
 DEFAULT_PORT: Final = 2379
+DEFAULT_PEER_PORT: Final = 2380
+DEFAULT_JOIN_PORT: Final = 2382
 DEFAULT_NETWORK: Final = "10.244.0.0/16"
 
 
@@ -111,6 +113,22 @@ def normal_url(text: str) -> str:
             f"{text!r} names no store; write it like 10.0.0.1 or http://10.0.0.1:2379"
         )
     return f"{parts.scheme}://{url_host(parts.hostname)}:{port}"
+
+
+def join_address(text: str) -> str:
+    """Complete HOST to HOST:PORT of a join endpoint.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    parts = urlsplit(f"//{text}")
+    try:
+        port = DEFAULT_JOIN_PORT if parts.port is None else parts.port
+    except ValueError:
+        port = 0
+    if not parts.hostname or not port or parts.path or "://" in text or "@" in text:
+        raise ConfigError(f"{text!r} names no host; write it like 10.0.0.1 or 10.0.0.1:2382")
+    return f"{url_host(parts.hostname)}:{port}"
 
 
 def choose_listen(given: tuple[str, ...]) -> tuple[str, ...]:

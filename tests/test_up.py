@@ -119,7 +119,7 @@ def run_with(
         network="10.0.0.0/8",
         backend="udp",
     )
-    monkeypatch.setattr(up, "HOST_ENDPOINTS_FILE", tmp_path / "endpoints")
+    monkeypatch.setattr(up, "HOST_CONNECTION_FILE", tmp_path / "store.json")
     try:
         asyncio.run(run())
     except ConfigError as problem:
@@ -328,7 +328,7 @@ def test_a_network_that_cannot_be_is_refused_before_anything_starts(
 def test_one_that_is_refused_leaves_the_running_ones_endpoints(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    published = tmp_path / "endpoints"
+    published = tmp_path / "store.json"
     published.write_text("http://10.0.0.1:2379\n")
     run_with(monkeypatch, tmp_path, start_error=True, fail_later=False)
     assert published.read_text() == "http://10.0.0.1:2379\n"
