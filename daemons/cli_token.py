@@ -10,7 +10,7 @@ import click
 
 from trimaran.daemons.cli_context import CommandContext, json_option, pass_context
 from trimaran.errors import ConfigError
-from trimaran.store.options import parse_duration_s
+from trimaran.store.flags import parse_duration_s
 
 if TYPE_CHECKING:
     from trimaran.client import Client
