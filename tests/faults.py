@@ -65,6 +65,7 @@ def line_of(results: list[Result]) -> str:
         f"{sum(result.counts['answered'] for result in results):>10} "
         f"{sum(result.counts['unanswered_writes'] for result in results):>10} "
         f"{sum(result.seconds for result in results):>8.1f}"
+        f"{''.join(f'  {name}: {note}' for r in results for name, note in r.notes.items())}"
     )
 
 

@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from checkers import history as record
+from checkers import linearizability
+
 # (is it a put, key, value)
 Event = tuple[bool, str, str]
 
@@ -313,6 +316,61 @@ def _expired_early(history: History) -> Iterable[str]:
             if at_ns < lease.renewed_ns + lease.ttl_s * 1_000_000_000:
                 early_s = (lease.renewed_ns - at_ns) / 1e9 + lease.ttl_s
                 yield f"{key} went {early_s:.3f} s before its lease was over, at {revision}"
+
+
+def second_opinion(history: History) -> str:
+    """Have the plain keys judged by their answers alone, without the store's events.
+
+    Returns:
+        "" or why there is no verdict.
+
+    Raises:
+        record.Violation: no order of the operations explains what was answered.
+    """
+    plain = history.prefix + "k"
+    rows = [
+        row_of(operation)
+        for operation in history.operations
+        if operation.keys[0].startswith(plain) and operation.call_ns
+    ]
+    try:
+        linearizability.check(rows)
+    except linearizability.UndecidedError as error:
+        return f"undecided: {error}"
+    return ""
+
+
+KINDS_OF_RECORD = {
+    "put": record.PUT,
+    "swap": record.COMPARE_AND_PUT,
+    "delete": record.DELETE,
+    "get": record.GET,
+    "list": record.GET,
+}
+
+
+def row_of(operation: Operation) -> record.Operation:
+    """Write an operation as the checkers read it."""
+    key = operation.keys[0]
+    end = key[:-1] + chr(ord(key[-1]) + 1) if operation.kind == "list" else ""
+    pairs = [] if operation.kind == "swap" else operation.found
+    return record.Operation(
+        client=operation.client,
+        kind=KINDS_OF_RECORD[operation.kind],
+        key=key,
+        end=end,
+        value=operation.value,
+        compare_revision=operation.compared if operation.kind == "swap" else -1,
+        serializable=operation.serializable,
+        call=operation.call_ns,
+        end_time=operation.return_ns or -1,
+        outcome=record.OK if operation.return_ns else record.UNKNOWN,
+        revision=operation.revision if operation.return_ns else 0,
+        pairs=tuple(record.Pair(*found) for found in pairs),
+        deleted=int(operation.took_effect),
+        succeeded=operation.took_effect or operation.kind != "swap",
+        note=f"m{operation.member} {operation.error}",
+    )
 
 
 def summary(history: History) -> dict[str, Any]:

@@ -203,7 +203,8 @@ int main(int count, char **words)
         if (queue_count > 0) {
             uint64_t now = now_ns(), due = queue[0]->due_ns;
             uint64_t left_ns = due > now ? due - now : 0;
-            wait = (struct timespec){(time_t)(left_ns / 1000000000u), (long)(left_ns % 1000000000u)};
+            wait.tv_sec = (time_t)(left_ns / 1000000000u);
+            wait.tv_nsec = (long)(left_ns % 1000000000u);
         }
         if (ppoll(polls, (nfds_t)device_count + 1, &wait, NULL) < 0 && errno != EINTR)
             return 1;

@@ -109,9 +109,9 @@ class Load:
             first = rng.randrange(KEYS)
             keys = [f"k{first}"]
             if kind == "puts":
-                keys.append(f"k{(first + 1) % KEYS}")
+                keys = [f"pair{first}-a", f"pair{first}-b"]
             if kind == "list":
-                keys = [""]
+                keys = [rng.choice(("k", "pair"))]
             if kind == "swap":
                 await self.swap(client, member, keys)
             else:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import grpc
 
 from store_cluster import ELECTION_MS, Cluster, Member
-from store_history import Event, History, Truth, summary, violations
+from store_history import Event, History, Truth, second_opinion, summary, violations
 from trimaran.wire import etcd_pb2 as pb
 from trimaran.wire.methods import METHODS
 
@@ -386,9 +386,12 @@ def run(cluster: Cluster, names: Sequence[str], prefix: str, seed: int) -> list[
     first = min((watched.start for watched in history.watches), default=1)
     truth = Truth(converge(cluster, first), prefix)
     found = violations(history, truth)
+    undecided = second_opinion(history)
     assert not found, f"{names}: {len(found)} violations, the first:\n" + "\n".join(found[:5])
     for result in results:
         result.counts = summary(history)
+        if undecided:
+            result.notes["linearizability"] = undecided
     return results
 
 

@@ -6,8 +6,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from checkers.history import Violation
 from store_cluster import Cluster, why_not
-from store_history import Event, History, Lease, Operation, Truth, Watched, violations
+from store_history import (
+    Event,
+    History,
+    Lease,
+    Operation,
+    Truth,
+    Watched,
+    second_opinion,
+    violations,
+)
 from store_scenarios import SCENARIOS, run
 
 KIND = "3.5"
@@ -60,8 +70,8 @@ def test_every_scenario_is_run() -> None:
 def operation(
     number: int, kind: str, at: tuple[int, int], revision: int, **more: object
 ) -> Operation:
-    """An operation on the key p/a; a write writes its own number."""
-    made = Operation(number, 1, 0, kind, ["p/a"], call_ns=at[0], return_ns=at[1], revision=revision)
+    """An operation on the key p/k; a write writes its own number."""
+    made = Operation(number, 1, 0, kind, ["p/k"], call_ns=at[0], return_ns=at[1], revision=revision)
     if made.is_write:
         made.value = str(number)
         made.took_effect = bool(revision)
@@ -73,23 +83,23 @@ def operation(
 def sample() -> tuple[History, dict[int, list[Event]]]:
     """A correct history: two puts, a read, a put without an answer, a deletion, a swap."""
     events: dict[int, list[Event]] = {
-        2: [(True, "p/a", "1")],
-        3: [(True, "p/a", "2")],
-        4: [(True, "p/a", "4")],
-        5: [(False, "p/a", "")],
-        6: [(True, "p/a", "6")],
+        2: [(True, "p/k", "1")],
+        3: [(True, "p/k", "2")],
+        4: [(True, "p/k", "4")],
+        5: [(False, "p/k", "")],
+        6: [(True, "p/k", "6")],
         7: [(True, "p/leased", "9")],
         8: [(False, "p/leased", "")],
     }
     operations = [
         operation(1, "put", (0, 10), 2),
         operation(2, "put", (20, 30), 3),
-        operation(3, "get", (40, 50), 3, found=[("p/a", "2", 3)]),
+        operation(3, "get", (40, 50), 3, found=[("p/k", "2", 3)]),
         operation(4, "put", (60, 0), 0),
         operation(5, "delete", (70, 80), 5),
         operation(6, "swap", (90, 100), 6),
-        operation(7, "swap", (110, 120), 6, compared=3, found=[("p/a", "6", 6)]),
-        operation(8, "get", (130, 140), 6, found=[("p/a", "6", 6)]),
+        operation(7, "swap", (110, 120), 6, compared=3, found=[("p/k", "6", 6)]),
+        operation(8, "get", (130, 140), 6, found=[("p/k", "6", 6)]),
         operation(9, "put", (150, 160), 7, keys=["p/leased"]),
     ]
     operations[6].took_effect = False
@@ -100,11 +110,11 @@ def sample() -> tuple[History, dict[int, list[Event]]]:
 
 
 def stale_read(history: History, events: dict[int, list[Event]]) -> None:
-    history.operations[7] = operation(8, "get", (130, 140), 3, found=[("p/a", "2", 3)])
+    history.operations[7] = operation(8, "get", (130, 140), 3, found=[("p/k", "2", 3)])
 
 
 def wrong_read(history: History, events: dict[int, list[Event]]) -> None:
-    history.operations[2].found = [("p/a", "1", 2)]
+    history.operations[2].found = [("p/k", "1", 2)]
 
 
 def lost_write(history: History, events: dict[int, list[Event]]) -> None:
@@ -112,19 +122,19 @@ def lost_write(history: History, events: dict[int, list[Event]]) -> None:
 
 
 def write_of_nobody(history: History, events: dict[int, list[Event]]) -> None:
-    events[9] = [(True, "p/a", "77")]
+    events[9] = [(True, "p/k", "77")]
 
 
 def deletion_of_nobody(history: History, events: dict[int, list[Event]]) -> None:
-    events[9] = [(False, "p/a", "")]
+    events[9] = [(False, "p/k", "")]
 
 
 def write_applied_twice(history: History, events: dict[int, list[Event]]) -> None:
-    events[9] = [(True, "p/a", "2")]
+    events[9] = [(True, "p/k", "2")]
 
 
 def silent_write_applied_twice(history: History, events: dict[int, list[Event]]) -> None:
-    events[9] = [(True, "p/a", "4")]
+    events[9] = [(True, "p/k", "4")]
 
 
 def silent_write_before_its_call(history: History, events: dict[int, list[Event]]) -> None:
@@ -170,7 +180,9 @@ BREAKS: dict[Callable[[History, dict[int, list[Event]]], None], str] = {
 
 def test_a_good_history_passes() -> None:
     history, events = sample()
+    assert second_opinion(history) == ""
     assert violations(history, Truth(events, "p/")) == []
+    assert second_opinion(history) == ""
 
 
 @pytest.mark.parametrize("spoil", BREAKS, ids=lambda spoil: spoil.__name__)
@@ -179,3 +191,13 @@ def test_a_bad_history_is_told(spoil: Callable[[History, dict[int, list[Event]]]
     spoil(history, events)
     found = violations(history, Truth(events, "p/"))
     assert any(BREAKS[spoil] in text for text in found), found
+
+
+@pytest.mark.parametrize("spoil", [stale_read, wrong_read], ids=lambda spoil: spoil.__name__)
+def test_it_is_told_without_events_too(
+    spoil: Callable[[History, dict[int, list[Event]]], None],
+) -> None:
+    history, events = sample()
+    spoil(history, events)
+    with pytest.raises(Violation):
+        second_opinion(history)
