@@ -3,15 +3,15 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trimaran.errors import ConfigError, CorruptionError
-from trimaran.store.identity import identify, member_id
-from trimaran.store.membership import founding_entry
+from trimaran.store.identity import identify
+from trimaran.store.membership import founding_entry, founding_members
 from trimaran.store.options import StoreOptions
 from trimaran.wire import etcd_pb2 as pb
 
@@ -51,12 +51,31 @@ class Founding:
 
     Attributes:
         member_id, cluster_id: of the member and its cluster.
-        initial_cluster: peer URLs by name of the first members; empty to join a running cluster.
+        founders: the first members, on each of them alike; empty to join a running cluster.
     """
 
     member_id: int
     cluster_id: int
-    initial_cluster: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    founders: tuple[pb.Member, ...] = ()
+
+
+def founding_of(
+    options: StoreOptions, cluster: Mapping[str, Sequence[str]] | None = None, named: bool = True
+) -> Founding:
+    """Derive who founds a new cluster.
+
+    Args:
+        options: of this member.
+        cluster: peer URLs by name; those of --initial-cluster where it is None.
+        named: whether all members know each other by these names.
+    """
+    cluster = options.initial_cluster if cluster is None else cluster
+    token = options.initial_cluster_token
+    founders = founding_members(cluster, token)
+    if not named:
+        for member in founders:
+            member.name = ""
+    return Founding(*identify(options.name, cluster, token), tuple(founders))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,20 +218,14 @@ def _founder(member: int, name: str, peer_urls: Iterable[str]) -> dict[str, Any]
 
 
 def _first_identity(options: StoreOptions, founding: Founding | None) -> Identity:
-    token = options.initial_cluster_token
-    if founding is None:
-        ids = identify(options.name, options.initial_cluster, token)
-        founding = Founding(*ids, options.initial_cluster)
+    founding = founding or founding_of(options)
     return Identity(
         FORMAT,
         options.name,
         founding.member_id,
         founding.cluster_id,
         sorted(options.initial_advertise_peer_urls),
-        founders=[
-            _founder(member_id(urls, token), name, urls)
-            for name, urls in founding.initial_cluster.items()
-        ],
+        founders=[_founder(m.ID, m.name, m.peerURLs) for m in founding.founders],
     )
 
 

@@ -360,23 +360,32 @@ def attributes_rows(member: int, name: str, client_urls: Sequence[str]) -> tuple
 
 
 def founding_entry(members: Iterable[pb.Member]) -> bytes:
-    """Give the first entry of a new cluster's log: all of its first members, as voters."""
+    """Give the first entry of a new cluster's log, which each of its first members writes alike.
+
+    Args:
+        members: all of them; they become voters.
+    """
     first = sorted(members, key=lambda member: int(member.ID))
     changes = tuple((Op.ADD_VOTER, int(member.ID)) for member in first)
     return encode_configuration(Configuration(changes, tuple(_row(member) for member in first)))
 
 
-def bootstrap_entry(initial_cluster: Mapping[str, Sequence[str]], token: str) -> bytes:
-    """Give the first entry of a new cluster's log, which each first member writes alike.
+def founding_members(cluster: Mapping[str, Sequence[str]], token: str) -> list[pb.Member]:
+    """Make the first members of a new cluster.
 
     Args:
-        initial_cluster: peer URLs by member name.
+        cluster: peer URLs by member name.
         token: the initial cluster token.
     """
-    return founding_entry(
+    return [
         pb.Member(ID=member_id(urls, token), name=name, peerURLs=sorted(urls))
-        for name, urls in initial_cluster.items()
-    )
+        for name, urls in cluster.items()
+    ]
+
+
+def bootstrap_entry(initial_cluster: Mapping[str, Sequence[str]], token: str) -> bytes:
+    """Give the first entry of a new cluster's log; arguments as those of `founding_members`."""
+    return founding_entry(founding_members(initial_cluster, token))
 
 
 def adopt(own_id: int, name: str, peer_urls: Sequence[str]) -> Change:

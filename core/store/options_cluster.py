@@ -162,6 +162,9 @@ def fill_cluster(name: str, values: dict[str, Any]) -> None:
     urls = values.get("initial_advertise_peer_urls", ClusterOptions.initial_advertise_peer_urls)
     if not values.get("initial_cluster"):
         values["initial_cluster"] = {name: urls}
+    if values.get("discovery_token"):
+        # Ids come from it, as in etcd: it is what all the members have in common.
+        values["initial_cluster_token"] = values["discovery_token"]
 
 
 def check_cluster(name: str, options: ClusterOptions) -> None:
