@@ -6,18 +6,42 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
+from google.protobuf.message import DecodeError
+
+from trimaran._version import ETCD_VERSION
 from trimaran.daemons.data_directory import Founding, founding_of, read_data_directory
 from trimaran.daemons.discovery import discover_by_dns, discover_by_registry
+from trimaran.daemons.peer_connection import PeerIdentity
+from trimaran.daemons.peer_link import PeerClientTLS
+from trimaran.daemons.peer_transport import call_member
 from trimaran.errors import ConfigError, StoreError
 from trimaran.store.options import StoreOptions
+from trimaran.store.peer_calls import PeerMethod
 from trimaran.wire import etcd_pb2 as pb
 
 LOG = logging.getLogger("trimaran.store")
 ASK_TIMEOUT_S = 10.0
 
-# Asks whoever serves a URL of the peers' side for its members, until a time-out in seconds. Raises
-# ConnectionError where there is no answer, StoreError where it is an error.
-Ask = Callable[[str, float], Awaitable[pb.MemberListResponse]]
+# Asks whoever serves a URL of the peers' side for its members: (URL, request, time-out in seconds).
+# Raises ConnectionError where there is no answer, StoreError where it is an error.
+Ask = Callable[[str, pb.MemberListRequest, float], Awaitable[pb.MemberListResponse]]
+
+
+def peer_ask(tls: PeerClientTLS | None = None) -> Ask:
+    """Ask over the peers' protocol, as one who is no member yet."""
+    nobody = PeerIdentity(0, 0, ETCD_VERSION)
+
+    async def ask(
+        url: str, request: pb.MemberListRequest, timeout_s: float
+    ) -> pb.MemberListResponse:
+        payload = request.SerializeToString()
+        _, answer = await call_member(url, PeerMethod.MEMBERS, payload, nobody, tls, timeout_s)
+        try:
+            return pb.MemberListResponse.FromString(answer)
+        except DecodeError as error:
+            raise ConnectionError(f"{url} does not answer with members: {error}") from None
+
+    return ask
 
 
 async def found(options: StoreOptions, ask: Ask) -> Founding | None:
@@ -53,9 +77,13 @@ def _urls_of_others(members: Iterable[pb.Member], own_urls: Sequence[str]) -> li
     return sorted(url for member in others for url in member.peerURLs)
 
 
-async def _answers(urls: Sequence[str], ask: Ask, timeout_s: float) -> list[pb.MemberListResponse]:
+async def _answers(
+    urls: Sequence[str], ask: Ask, linearizable: bool, timeout_s: float
+) -> list[pb.MemberListResponse]:
     """Ask all URLs at once; those that do not answer are left out, in the URLs' order."""
-    outcomes = await asyncio.gather(*(ask(url, timeout_s) for url in urls), return_exceptions=True)
+    request = pb.MemberListRequest(linearizable=linearizable)
+    asked = (ask(url, request, timeout_s) for url in urls)
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
     answers = []
     for url, outcome in zip(urls, outcomes, strict=True):
         if isinstance(outcome, pb.MemberListResponse):
@@ -80,7 +108,8 @@ async def _refuse_second_founding(options: StoreOptions, founding: Founding, ask
     """Refuse to found a cluster in which this member has been: it would forget what it promised."""
     urls = _urls_of_others(founding.founders, options.initial_advertise_peer_urls)
     timeout_s = 1.0 + options.election_timeout_ms / 1000
-    for answer in await _answers(urls, ask, timeout_s):
+    # They may have no leader before this one has started: their own view has to do.
+    for answer in await _answers(urls, ask, False, timeout_s):
         if answer.header.cluster_id != founding.cluster_id:
             continue
         for member in answer.members:
@@ -97,7 +126,7 @@ async def _join(options: StoreOptions, ask: Ask) -> Founding:
             "--initial-cluster-state existing needs the running members in --initial-cluster: "
             "copy what `member add` printed"
         )
-    answers = await _answers(urls, ask, ASK_TIMEOUT_S)
+    answers = await _answers(urls, ask, True, ASK_TIMEOUT_S)
     if not answers:
         raise ConfigError(
             "cannot fetch cluster info from peer urls: could not retrieve cluster information "
@@ -114,7 +143,7 @@ async def _join(options: StoreOptions, ask: Ask) -> Founding:
             continue
         if member.clientURLs:
             raise _bootstrapped_error(options, member.ID)
-        return Founding(member.ID, answer.header.cluster_id)
+        return Founding(member.ID, answer.header.cluster_id, peers=tuple(answer.members))
     assert problem is not None
     raise problem
 

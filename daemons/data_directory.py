@@ -32,6 +32,7 @@ class Identity:
         boots: how many times it has been started; tells one life of the member from the next.
         founders: the cluster's first members, each with id, name and peer_urls; empty for a
             member that joined a running cluster.
+        peers: members of the cluster that this one joined, as they were then; like founders.
         removed: the cluster has removed this member; it never returns.
     """
 
@@ -42,6 +43,7 @@ class Identity:
     peer_urls: list[str]
     boots: int = 0
     founders: list[dict[str, Any]] = field(default_factory=list)
+    peers: list[dict[str, Any]] = field(default_factory=list)
     removed: bool = False
 
 
@@ -52,11 +54,13 @@ class Founding:
     Attributes:
         member_id, cluster_id: of the member and its cluster.
         founders: the first members, on each of them alike; empty to join a running cluster.
+        peers: the members of that.
     """
 
     member_id: int
     cluster_id: int
     founders: tuple[pb.Member, ...] = ()
+    peers: tuple[pb.Member, ...] = ()
 
 
 def founding_of(
@@ -100,6 +104,12 @@ class DataDirectory:
         """The number of this life of the member, from 1."""
         return self.identity.boots
 
+    @property
+    def known(self) -> dict[int, tuple[str, ...]]:
+        """Peer URLs by id of the first members seen, for as long as the log does not tell."""
+        members = [*self.identity.founders, *self.identity.peers]
+        return {member["id"]: tuple(member["peer_urls"]) for member in members}
+
 
 def _write_identity(path: Path, identity: Identity) -> None:
     """Write the file whole or not at all: a torn one would lock the data out."""
@@ -124,7 +134,7 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 < value < 2**64
 
 
-def _is_founder(value: Any) -> bool:
+def _is_member(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and set(value) == {"id", "name", "peer_urls"}
@@ -141,8 +151,9 @@ def _check_types(identity: Identity) -> None:
         raise ValueError("the name or a peer URL is no text")
     if type(identity.boots) is not int or not 0 <= identity.boots < 2**63:
         raise ValueError("the number of starts is none")
-    if not isinstance(identity.founders, list) or not all(map(_is_founder, identity.founders)):
-        raise ValueError("a first member has no id, name and peer URLs")
+    for members in (identity.founders, identity.peers):
+        if not isinstance(members, list) or not all(map(_is_member, members)):
+            raise ValueError("a member has no id, name and peer URLs")
     if type(identity.removed) is not bool:
         raise ValueError("removed is neither true nor false")
 
@@ -166,7 +177,8 @@ def _read_identity(path: Path) -> Identity:
                 identity,
                 format=FORMAT,
                 boots=0,
-                founders=[_founder(identity.member_id, identity.name, identity.peer_urls)],
+                founders=[_member(identity.member_id, identity.name, identity.peer_urls)],
+                peers=[],
                 removed=False,
             )
     except (ValueError, TypeError, KeyError) as error:
@@ -213,7 +225,7 @@ def _explained(root: Path) -> Iterator[None]:
         raise ConfigError(f"cannot use --data-dir {root}: {error.strerror or error}") from None
 
 
-def _founder(member: int, name: str, peer_urls: Iterable[str]) -> dict[str, Any]:
+def _member(member: int, name: str, peer_urls: Iterable[str]) -> dict[str, Any]:
     return {"id": member, "name": name, "peer_urls": sorted(peer_urls)}
 
 
@@ -225,7 +237,8 @@ def _first_identity(options: StoreOptions, founding: Founding | None) -> Identit
         founding.member_id,
         founding.cluster_id,
         sorted(options.initial_advertise_peer_urls),
-        founders=[_founder(m.ID, m.name, m.peerURLs) for m in founding.founders],
+        founders=[_member(m.ID, m.name, m.peerURLs) for m in founding.founders],
+        peers=[_member(m.ID, m.name, m.peerURLs) for m in founding.peers],
     )
 
 
@@ -234,8 +247,8 @@ def _bootstrap(identity: Identity) -> bytes | None:
     if not identity.founders:
         return None
     return founding_entry(
-        pb.Member(ID=founder["id"], name=founder["name"], peerURLs=founder["peer_urls"])
-        for founder in identity.founders
+        pb.Member(ID=member["id"], name=member["name"], peerURLs=member["peer_urls"])
+        for member in identity.founders
     )
 
 

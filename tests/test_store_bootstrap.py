@@ -1,6 +1,7 @@
 """The first start of a member: founding a cluster, joining one, and finding the others."""
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from aio import run
 from dns_server import DnsServer
 from etcd_server import StoreServer
 from trimaran.client import Client
-from trimaran.daemons.bootstrap import Ask, found, same_urls
+from trimaran.daemons.bootstrap import Ask, found, peer_ask, same_urls
 from trimaran.daemons.data_directory import Founding, founding_of, open_data_directory
 from trimaran.daemons.discovery import discover_by_dns, discover_by_registry
+from trimaran.daemons.peer_connection import PeerIdentity
+from trimaran.daemons.peer_transport import PeerTransport
 from trimaran.errors import ConfigError
 from trimaran.store.identity import cluster_id, member_id
 from trimaran.store.options import StoreOptions, complete
+from trimaran.store.peer_calls import Done, PeerMethod
 from trimaran.wire import etcd_pb2 as pb
 
 A, B, C = (f"http://127.0.0.1:{port}" for port in (23801, 23802, 23803))
@@ -43,7 +47,9 @@ def member(number: int, *urls: str, started: bool = True) -> pb.Member:
 
 
 def asking(answers: Mapping[str, pb.MemberListResponse]) -> Ask:
-    async def ask(url: str, timeout_s: float) -> pb.MemberListResponse:
+    async def ask(
+        url: str, request: pb.MemberListRequest, timeout_s: float
+    ) -> pb.MemberListResponse:
         assert timeout_s > 0
         if url not in answers:
             raise ConnectionError(f"no answer from {url}")
@@ -85,14 +91,22 @@ def test_a_member_that_lost_its_data_is_not_founded_again(tmp_path: Path) -> Non
 def test_joining(tmp_path: Path) -> None:
     options = options_of(tmp_path, initial_cluster_state="existing")
     cluster = running(member(1, B), member(2, A, started=False), member(3, C))
-    assert founded(options, {C: cluster}) == Founding(2, CLUSTER_ID)
+    founding = Founding(2, CLUSTER_ID, peers=tuple(cluster.members))
+    assert founded(options, {C: cluster}) == founding
     # One that has not heard of the change yet does not hinder.
     behind = running(member(1, B), member(3, C))
-    assert founded(options, {B: behind, C: cluster}) == Founding(2, CLUSTER_ID)
+    assert founded(options, {B: behind, C: cluster}) == founding
     # Names of hosts are compared by address.
     named = running(member(1, B), member(2, A.replace("127.0.0.1", "localhost"), started=False),
                     member(3, C))  # fmt: skip
-    assert founded(options, {B: named}) == Founding(2, CLUSTER_ID)
+    joined = founded(options, {B: named})
+    assert joined is not None
+    assert joined.member_id == 2
+    # It is reached by those who are known until the log tells more, also after a second start.
+    for start in (joined, None):
+        directory = open_data_directory(options, start)
+        assert directory.bootstrap is None
+        assert directory.known[1] == (B,)
 
 
 @pytest.mark.parametrize(
@@ -262,3 +276,33 @@ def test_members_meet_in_a_registry(store_server: StoreServer, tmp_path: Path) -
     ids = [member_id([url], "t") for url in (A, B)]
     founding = founding_of(a, {"a": (A,), "b": (B,)})
     assert (founding.member_id, founding.cluster_id) == (ids[0], cluster_id(ids))
+
+
+def test_members_are_asked_over_the_peers_protocol(tmp_path: Path) -> None:
+    founding = founding_of(options_of(tmp_path))
+    known = running(member(founding.member_id, A), cluster=founding.cluster_id)
+    requests: list[bytes] = []
+
+    async def main() -> None:
+        transport = PeerTransport(PeerIdentity(founding.cluster_id, 5, "3.6.0"))
+
+        def serve(sender: int, method: int, payload: bytes, done: Done) -> None:
+            assert (sender, method) == (0, PeerMethod.MEMBERS)
+            requests.append(payload)
+            done(known.SerializeToString())
+
+        transport.on_call = serve
+        listening = socket.create_server(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        await transport.start([listening], [])
+        try:
+            options = options_of(tmp_path, initial_cluster={"a": (A,), "b": (url,)})
+            assert await found(options, peer_ask()) == founding_of(options)
+            known.header.cluster_id = founding_of(options).cluster_id
+            with pytest.raises(ConfigError, match="already been bootstrapped"):
+                await found(options, peer_ask())
+        finally:
+            await transport.stop()
+
+    run(main())
+    assert [pb.MemberListRequest.FromString(r).linearizable for r in requests] == [False] * 2
