@@ -1,8 +1,10 @@
 /* A gRPC load client for the store with keys that differ, as h2load cannot send them.
  *
- *   load PORT put|range CONNECTIONS STREAMS REQUESTS KEYS VALUE_BYTES
+ *   load PORT[,PORT...] put|fill|range CONNECTIONS STREAMS REQUESTS KEYS VALUE_BYTES
  *
+ * With several ports the connections go to them in turn.
  * Keys are 8 hexadecimal digits, drawn at random from KEYS of them; the draw is the same each time.
+ * "fill" puts them in their order instead.
  * Every answer must have grpc-status 0. Prints one JSON line. One thread, blocking on epoll.
  */
 #include <arpa/inet.h>
@@ -42,6 +44,7 @@ static struct {
     size_t body_size, key_offset;
     uint64_t requests, started, done, good, keys, random;
     uint32_t *latencies_us;
+    bool in_order;
 } load;
 
 static void die(const char *what)
@@ -117,7 +120,8 @@ static void start_call(connection_t *connection)
         return;
     call_t *call = calloc(1, sizeof *call);
     char key[KEY_BYTES + 1];
-    snprintf(key, sizeof key, "%08" PRIx32, (uint32_t)(draw() % load.keys));
+    uint64_t number = load.in_order ? load.started : draw();
+    snprintf(key, sizeof key, "%08" PRIx32, (uint32_t)(number % load.keys));
     memcpy(call->key, key, KEY_BYTES);
     const nghttp2_nv fields[] = {
         FIELD(":method", "POST"),          FIELD(":scheme", "http"),
@@ -219,12 +223,24 @@ static int compare(const void *a, const void *b)
     return left < right ? -1 : left > right;
 }
 
-static void run(uint16_t port, size_t connections, size_t streams)
+/* Read the next port of the list, from its start again after the last. */
+static uint16_t next_port(const char *list, const char **at)
 {
+    if (**at == '\0')
+        *at = list;
+    char *end;
+    unsigned long port = strtoul(*at, &end, 10);
+    *at = *end == ',' ? end + 1 : end;
+    return (uint16_t)port;
+}
+
+static void run(const char *ports, size_t connections, size_t streams)
+{
+    const char *at = ports;
     connection_t *all = calloc(connections, sizeof *all);
     int queue = epoll_create1(EPOLL_CLOEXEC);
     for (size_t i = 0; i < connections; i++)
-        open_connection(&all[i], port, queue);
+        open_connection(&all[i], next_port(ports, &at), queue);
     uint64_t start_ns = now_ns();
     for (size_t i = 0; i < connections; i++) {
         for (size_t j = 0; j < streams; j++)
@@ -252,10 +268,11 @@ static void run(uint16_t port, size_t connections, size_t streams)
 int main(int count, char **words)
 {
     if (count != 8) {
-        fprintf(stderr, "usage: load PORT put|range CONNECTIONS STREAMS REQUESTS KEYS VALUE\n");
+        fprintf(stderr, "usage: load PORTS put|range CONNECTIONS STREAMS REQUESTS KEYS VALUE\n");
         return 2;
     }
-    bool put = strcmp(words[2], "put") == 0;
+    load.in_order = strcmp(words[2], "fill") == 0;
+    bool put = load.in_order || strcmp(words[2], "put") == 0;
     size_t value_bytes = strtoul(words[7], NULL, 10);
     load.path = put ? "/etcdserverpb.KV/Put" : "/etcdserverpb.KV/Range";
     load.requests = strtoull(words[5], NULL, 10);
@@ -265,7 +282,6 @@ int main(int count, char **words)
     if (load.keys == 0 || value_bytes > VALUE_BYTES_MAX || load.latencies_us == NULL)
         die("arguments");
     make_body(put, value_bytes);
-    run((uint16_t)strtoul(words[1], NULL, 10), strtoul(words[3], NULL, 10),
-        strtoul(words[4], NULL, 10));
+    run(words[1], strtoul(words[3], NULL, 10), strtoul(words[4], NULL, 10));
     return load.good == load.requests ? 0 : 1;
 }

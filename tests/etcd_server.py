@@ -151,6 +151,11 @@ class StoreServer:
         return self._process.pid
 
     @property
+    def runs(self) -> bool:
+        """Whether it was started, and not ended by us."""
+        return self._process is not None
+
+    @property
     def log_path(self) -> Path:
         """Where the output of all its runs is."""
         return self.folder / "log"
