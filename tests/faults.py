@@ -4,6 +4,9 @@
 
 Needs root. The scenarios are those of store_scenarios.py. A violation ends the run with the text
 of what was found; the cluster's folder with logs and histories is then kept.
+
+"back" is the time from the moment where a majority could serve to the first write that was asked
+for after it and acknowledged; "silent" the longest time without any acknowledged write.
 """
 
 import argparse
@@ -51,7 +54,7 @@ def run_rounds(name: str, options: argparse.Namespace) -> tuple[list[Result], li
 
 
 HEADINGS = (
-    f"{'scenario':<16} {'rounds':>6} {'back, median s':>14} {'worst s':>8} {'elections':>9} "
+    f"{'scenario':<16} {'rounds':>6} {'back, median s':>14} {'worst s':>8} {'silent s':>8} {'elections':>9} "
     f"{'operations':>10} {'unanswered':>10} {'seconds':>8}"
 )
 
@@ -61,7 +64,8 @@ def line_of(results: list[Result]) -> str:
     back = [result.back_s for result in results]
     return (
         f"{results[0].name:<16} {len(results):>6} {statistics.median(back):>14.2f} "
-        f"{max(back):>8.2f} {sum(result.elections for result in results):>9} "
+        f"{max(back):>8.2f} {max(r.counts['longest_silence_s'] for r in results):>8.2f} "
+        f"{sum(result.elections for result in results):>9} "
         f"{sum(result.counts['answered'] for result in results):>10} "
         f"{sum(result.counts['unanswered_writes'] for result in results):>10} "
         f"{sum(result.seconds for result in results):>8.1f}"

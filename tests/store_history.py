@@ -8,6 +8,7 @@ was made. Without an answer a write may have happened or not, but not before it 
 """
 
 import bisect
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -376,7 +377,10 @@ def row_of(operation: Operation) -> record.Operation:
 def summary(history: History) -> dict[str, Any]:
     """Count what happened."""
     answered = [o for o in history.operations if o.return_ns]
+    written_ns = sorted(o.return_ns for o in answered if o.is_write)
+    silences_ns = [after - before for before, after in itertools.pairwise(written_ns)]
     return {
+        "longest_silence_s": max(silences_ns, default=0) / 1e9,
         "operations": len(history.operations),
         "answered": len(answered),
         "unanswered_writes": sum(o.is_write and not o.return_ns for o in history.operations),
