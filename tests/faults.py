@@ -54,8 +54,8 @@ def run_rounds(name: str, options: argparse.Namespace) -> tuple[list[Result], li
 
 
 HEADINGS = (
-    f"{'scenario':<16} {'rounds':>6} {'back, median s':>14} {'worst s':>8} {'silent s':>8} {'elections':>9} "
-    f"{'operations':>10} {'unanswered':>10} {'seconds':>8}"
+    f"{'scenario':<16} {'rounds':>6} {'back, median s':>14} {'worst s':>8} {'silent s':>8} "
+    f"{'elections':>9} {'operations':>10} {'unanswered':>10} {'seconds':>8}"
 )
 
 
