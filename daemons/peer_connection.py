@@ -139,6 +139,8 @@ class Outgoing(Connection):
     Args:
         hello: what to say first; its addressee is who must be there, 0 whoever is.
         tls: None for a plain connection.
+        check: says what is wrong with the other's certificate, once the handshake is done; its
+            second value is "" where nothing is.
 
     Attributes:
         greeted: done once the other has greeted back (its greeting) or has not (the error).
@@ -146,8 +148,14 @@ class Outgoing(Connection):
         taken: called with bytes that come after the greeting.
     """
 
-    def __init__(self, hello: Hello, tls: TLSChannel | None = None) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        tls: TLSChannel | None = None,
+        check: Callable[[TLSChannel], tuple[str, str]] | None = None,
+    ) -> None:
         super().__init__(tls)
+        self._check_certificate = check
         loop = asyncio.get_running_loop()
         self.greeted: asyncio.Future[Hello] = loop.create_future()
         self.lost: asyncio.Future[Exception | None] = loop.create_future()
@@ -159,6 +167,11 @@ class Outgoing(Connection):
         self._error: Exception | None = None
 
     def opened(self) -> None:
+        if self.tls is not None and self._check_certificate is not None:
+            text = self._check_certificate(self.tls)[1]
+            if text:
+                self.fail(PeerRefusedError(Refusal.CERTIFICATE, text, is_ours=True))
+                return
         self.write(self._hello.encode())
 
     def received(self, data: bytes) -> None:
@@ -255,6 +268,18 @@ class Incoming(Connection):
         self.when_drained: Callable[[], None] = lambda: None
         self.when_closed: Callable[[Exception | None], None] = lambda error: None
 
+    def accept(self, taken: Callable[[bytes], None]) -> None:
+        """Pass on the bytes that follow the greeting, also those that have come already.
+
+        Args:
+            taken: called with them; it may raise ProtocolError.
+        """
+        self._taken = taken
+        self.set_reading(True)
+        rest = self._reader.rest()
+        if rest:
+            self.received(rest)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._owner.begun(self)
         super().connection_made(transport)
@@ -263,8 +288,10 @@ class Incoming(Connection):
         try:
             if self._taken is not None:
                 self._taken(data)
-            else:
-                self._take_greeting(data)
+                return
+            self._reader.add(data)
+            if self.hello is None:
+                self._take_greeting()
         except ProtocolError as error:
             self._owner.refuse(self, Refusal.PROTOCOL, str(error))
 
@@ -278,8 +305,7 @@ class Incoming(Connection):
         self._owner.ended(self)
         self.when_closed(error)
 
-    def _take_greeting(self, data: bytes) -> None:
-        self._reader.add(data)
+    def _take_greeting(self) -> None:
         frame = self._reader.next()
         if frame is None:
             return
@@ -287,10 +313,8 @@ class Incoming(Connection):
         if kind != HELLO:
             raise ProtocolError(f"a frame of kind {kind} instead of a greeting")
         self.hello = Hello.parse(body)
-        self._taken = self._owner.greeted(self, self.hello)
-        rest = self._reader.rest()
-        if rest and self._taken is not None and not self.is_closed:
-            self._taken(rest)
+        self.set_reading(False)  # until it is accepted
+        self._owner.greeted(self, self.hello)
 
 
 class IncomingOwner:
@@ -299,8 +323,8 @@ class IncomingOwner:
     def begun(self, connection: Incoming) -> None:
         """It was accepted."""
 
-    def greeted(self, connection: Incoming, hello: Hello) -> Callable[[bytes], None] | None:
-        """It said who it is; returns what takes the bytes that follow, None where refused."""
+    def greeted(self, connection: Incoming, hello: Hello) -> None:
+        """It said who it is; to be accepted or refused, now or soon."""
         raise NotImplementedError
 
     def refuse(self, connection: Incoming, refusal: Refusal, text: str = "") -> None:

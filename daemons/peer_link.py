@@ -7,10 +7,9 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import urlsplit
 
-from trimaran.daemons.connection import TLSChannel
 from trimaran.daemons.peer_connection import (
     GREETING_TIMEOUT_S,
     Outgoing,
@@ -18,6 +17,7 @@ from trimaran.daemons.peer_connection import (
     PeerRefusedError,
     make_hello,
 )
+from trimaran.daemons.tls import TLSSide, explain
 from trimaran.errors import ConfigError, ProtocolError
 from trimaran.store.peer_frames import Purpose
 
@@ -40,23 +40,12 @@ OPEN_ERRORS: Final = (
 )
 
 
-class PeerClientTLS(Protocol):
-    """What makes TLS of connections to https URLs."""
-
-    def client_channel(self, host: str) -> TLSChannel:
-        """Begin TLS to a host.
-
-        Raises:
-            ConfigError: certificates cannot be read.
-        """
-
-
 async def open_connection(
     url: str,
     identity: PeerIdentity,
     addressee: int,
     purpose: Purpose,
-    tls: PeerClientTLS | None,
+    tls: TLSSide | None,
 ) -> Outgoing:
     """Connect to a member and greet it.
 
@@ -71,7 +60,7 @@ async def open_connection(
         OSError, TimeoutError, ssl.SSLError: it cannot be reached.
         PeerRefusedError: one of the two does not accept the other.
         ProtocolError: what is there is no member.
-        ConfigError: certificates cannot be read.
+        ConfigError: the URL wants TLS and there is none.
     """
     parts = urlsplit(url)
     host, channel = parts.hostname or "", None
@@ -80,7 +69,7 @@ async def open_connection(
             raise ConfigError(f"{url} wants TLS, which is not configured for peers")
         channel = tls.client_channel(host)
     hello = make_hello(identity, addressee, purpose)
-    connection = Outgoing(hello, channel)
+    connection = Outgoing(hello, channel, None if tls is None else tls.check)
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(GREETING_TIMEOUT_S):
@@ -99,7 +88,9 @@ def describe(error: BaseException | None) -> str:
         return f"no answer within {GREETING_TIMEOUT_S:g} s"
     if isinstance(error, PeerRefusedError):
         return f"{'refused it' if error.is_ours else 'it refused this member'}: {error}"
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, ssl.SSLError):
+    if isinstance(error, ssl.SSLError):
+        return explain(error)[1]
+    if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
 
@@ -126,7 +117,7 @@ class PeerLink:
         peer: int,
         urls: Sequence[str],
         identity: PeerIdentity,
-        tls: PeerClientTLS | None = None,
+        tls: TLSSide | None = None,
     ) -> None:
         self.peer = peer
         self.urls = tuple(urls)

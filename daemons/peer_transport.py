@@ -9,10 +9,9 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Final
 
-from trimaran.daemons.connection import TLSChannel
 from trimaran.daemons.peer_connection import (
     GREETING_TIMEOUT_S,
     Incoming,
@@ -23,13 +22,13 @@ from trimaran.daemons.peer_connection import (
 )
 from trimaran.daemons.peer_link import (
     SILENCE_S,
-    PeerClientTLS,
     PeerLink,
     describe,
     open_connection,
 )
 from trimaran.daemons.refusals import Refusals
-from trimaran.errors import ConfigError, StoreError, etcd_error
+from trimaran.daemons.tls import TLSSide, explain
+from trimaran.errors import StoreError, etcd_error
 from trimaran.store.peer_calls import (
     REQUEST,
     RESPONSE,
@@ -53,25 +52,11 @@ from trimaran.store.peer_frames import (
 
 LOG = logging.getLogger("trimaran.peers")
 UNGREETED_MAX: Final = 256  # connections that have not said who they are
-CALLS_MAX: Final = 64
+OTHERS_MAX: Final = 64  # connections for calls and snapshots
 CALL_TIMEOUT_S: Final = 10.0
 CALL_BYTES_MAX: Final = 2 * 1024**2
 
 ServeCall = Callable[[int, int, bytes, Done], None]
-
-
-class PeerTLS(PeerClientTLS, Protocol):
-    """TLS of the peers' side: both ends."""
-
-    def server_channel(self) -> TLSChannel:
-        """Begin TLS on a connection that was accepted.
-
-        Raises:
-            ConfigError: certificates cannot be read.
-        """
-
-    def check_client(self, channel: TLSChannel, remote_host: str) -> str:
-        """Check the names in the certificate of one who connected; returns what is wrong or ""."""
 
 
 def _refuse_call(sender: int, method: int, payload: bytes, done: Done) -> None:
@@ -97,7 +82,7 @@ class PeerTransport(IncomingOwner):
         admit: (member) says why a member is not accepted, None where it is.
     """
 
-    def __init__(self, identity: PeerIdentity, tls: PeerTLS | None = None) -> None:
+    def __init__(self, identity: PeerIdentity, tls: TLSSide | None = None) -> None:
         self.identity = identity
         self.on_data: Callable[[int, bytes], None] = lambda peer, data: None
         self.on_opened: Callable[[int], None] = lambda peer: None
@@ -116,7 +101,7 @@ class PeerTransport(IncomingOwner):
         self._ungreeted: dict[Incoming, asyncio.TimerHandle] = {}
         self._receiving: dict[int, Incoming] = {}
         self._others: set[Incoming] = set()
-        self._dropped: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     async def start(self, plain: Iterable[socket.socket], secure: Iterable[socket.socket]) -> None:
@@ -143,7 +128,7 @@ class PeerTransport(IncomingOwner):
             await link.stop()
         for connection in [*self._ungreeted, *self._receiving.values(), *self._others]:
             connection.close()
-        for task in self._dropped:
+        for task in self._tasks:
             task.cancel()
 
     def set_peers(self, urls_by_id: Mapping[int, Sequence[str]]) -> None:
@@ -158,7 +143,7 @@ class PeerTransport(IncomingOwner):
             if urls and peer != self.identity.member_id
         }
         for peer in [peer for peer in self.links if peer not in wanted]:
-            self._drop(self.links.pop(peer))
+            self._background(self.links.pop(peer).stop())
             receiving = self._receiving.pop(peer, None)
             if receiving is not None:
                 receiving.close()
@@ -226,29 +211,28 @@ class PeerTransport(IncomingOwner):
         timer = self._loop.call_later(GREETING_TIMEOUT_S, self.refuse, connection, Refusal.TIMEOUT)
         self._ungreeted[connection] = timer
 
-    def greeted(self, connection: Incoming, hello: Hello) -> Callable[[bytes], None] | None:
+    def greeted(self, connection: Incoming, hello: Hello) -> None:
         refusal = self._judge(connection, hello)
-        if refusal is not None or self._stopping:
-            who = f"member {hello.sender:x} of cluster {hello.cluster_id:x}"
-            self.refuse(connection, *(refusal or (Refusal.OVERLOAD, "")), who)
-            return None
-        self._ungreeted.pop(connection).cancel()
-        connection.set_timeouts(SILENCE_S)
-        connection.write(make_hello(self.identity, hello.sender, hello.purpose).encode())
-        if hello.purpose == Purpose.CALL:
-            return self._begin_call(connection, hello.sender)
-        if hello.purpose == Purpose.SNAPSHOT:
-            return self._begin_stream(connection, hello.sender)
-        return self._begin_messages(connection, hello.sender)
+        if refusal is not None:
+            self._refuse_member(connection, hello, refusal)
+        elif connection.tls is None or self._tls is None:
+            self._accept(connection, hello)
+        else:
+            reason, text = self._tls.check(connection.tls)
+            if text:
+                self._refuse_member(connection, hello, Refusal.CERTIFICATE, text, reason)
+            else:
+                self._background(self._check_address(self._tls, connection, hello))
 
-    def refuse(self, connection: Incoming, refusal: Refusal, text: str = "", who: str = "") -> None:
-        self._count_refusal(refusal, connection, text, who)
+    def refuse(self, connection: Incoming, refusal: Refusal, text: str = "") -> None:
+        reason = refusal.name.lower()
+        self._count_refusal(connection, reason, text or REFUSAL_TEXTS[refusal])
         if not connection.is_closed:
             connection.write(encode_refusal(refusal))
             connection.close()
 
     def tls_failed(self, connection: Incoming, error: Exception) -> None:
-        self._count_refusal(Refusal.CERTIFICATE, connection, f"TLS: {describe(error)}")
+        self._count_refusal(connection, *explain(error))
 
     def ended(self, connection: Incoming) -> None:
         timer = self._ungreeted.pop(connection, None)
@@ -264,13 +248,9 @@ class PeerTransport(IncomingOwner):
     def _make_plain(self) -> Incoming:
         return Incoming(self)
 
-    def _make_secure(self) -> asyncio.Protocol:
+    def _make_secure(self) -> Incoming:
         assert self._tls is not None
-        try:
-            return Incoming(self, self._tls.server_channel())
-        except ConfigError as error:
-            LOG.error("cannot accept members: %s", error)
-            return _Closing()
+        return Incoming(self, self._tls.server_channel())
 
     def _add(self, peer: int, urls: Sequence[str]) -> PeerLink:
         link = PeerLink(peer, urls, self.identity, self._tls)
@@ -280,33 +260,58 @@ class PeerTransport(IncomingOwner):
         link.start()
         return link
 
-    def _drop(self, link: PeerLink) -> None:
-        task = self._loop.create_task(link.stop())
-        self._dropped.add(task)
-        task.add_done_callback(self._dropped.discard)
+    def _background(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _judge(self, connection: Incoming, hello: Hello) -> tuple[Refusal, str] | None:
+    def _judge(self, connection: Incoming, hello: Hello) -> Refusal | None:
         refusal = check_hello(hello, self.identity.cluster_id, self.identity.member_id)
         if refusal is None and hello.sender != 0:
             refusal = self.admit(hello.sender)
-        if refusal is not None:
-            return refusal, ""
-        if connection.tls is not None:
-            assert self._tls is not None
-            text = self._tls.check_client(connection.tls, connection.remote_host)
-            if text:
-                return Refusal.CERTIFICATE, text
-        if hello.purpose == Purpose.CALL and len(self._others) >= CALLS_MAX:
-            return Refusal.OVERLOAD, ""
-        return None
+        if refusal is None and hello.purpose != Purpose.MESSAGES:
+            full = len(self._others) >= OTHERS_MAX
+            refusal = Refusal.OVERLOAD if full or self._stopping else None
+        return refusal
 
-    def _count_refusal(
-        self, refusal: Refusal, connection: Incoming, text: str, who: str = ""
+    async def _check_address(self, tls: TLSSide, connection: Incoming, hello: Hello) -> None:
+        assert connection.tls is not None
+        reason, text = await tls.check_address(connection.tls, connection.remote_host)
+        if connection.is_closed:
+            return
+        if text:
+            self._refuse_member(connection, hello, Refusal.CERTIFICATE, text, reason)
+        else:
+            self._accept(connection, hello)
+
+    def _accept(self, connection: Incoming, hello: Hello) -> None:
+        self._ungreeted.pop(connection).cancel()
+        connection.set_timeouts(SILENCE_S)
+        connection.write(make_hello(self.identity, hello.sender, hello.purpose).encode())
+        begin = {
+            Purpose.MESSAGES: self._begin_messages,
+            Purpose.CALL: self._begin_call,
+            Purpose.SNAPSHOT: self._begin_stream,
+        }
+        connection.accept(begin[hello.purpose](connection, hello.sender))
+
+    def _refuse_member(
+        self,
+        connection: Incoming,
+        hello: Hello,
+        refusal: Refusal,
+        text: str = "",
+        reason: str = "",
     ) -> None:
-        reason = text or REFUSAL_TEXTS[refusal]
-        said = f"{connection.remote}{f' ({who})' if who else ''}: {reason}"
-        name = refusal.name.lower()
-        self.refusals.add(name, connection.remote_host, said, self._loop.time())
+        who = f"member {hello.sender:x} of cluster {hello.cluster_id:x}"
+        reason = reason or refusal.name.lower()
+        self._count_refusal(connection, reason, f"{who}: {text or REFUSAL_TEXTS[refusal]}")
+        connection.write(encode_refusal(refusal))
+        connection.close()
+
+    def _count_refusal(self, connection: Incoming, reason: str, text: str) -> None:
+        said = f"{connection.remote}: {text}"
+        self.refusals.add(reason, connection.remote_host, said, self._loop.time())
 
     def _begin_messages(self, connection: Incoming, peer: int) -> Callable[[bytes], None]:
         before = self._receiving.get(peer)
@@ -356,19 +361,12 @@ class PeerTransport(IncomingOwner):
         self.on_call(sender, request.method, request.payload, done)
 
 
-class _Closing(asyncio.Protocol):
-    """Closes a connection that cannot be served."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
-
-
 async def call_member(
     url: str,
     method: PeerMethod,
     payload: bytes,
     identity: PeerIdentity,
-    tls: PeerClientTLS | None = None,
+    tls: TLSSide | None = None,
     timeout_s: float = CALL_TIMEOUT_S,
 ) -> tuple[Hello, bytes]:
     """Ask whoever serves a URL, member or not: one call on a connection of its own.

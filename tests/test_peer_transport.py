@@ -16,6 +16,7 @@ from trimaran.daemons import peer_link, peer_transport
 from trimaran.daemons.listening import bind
 from trimaran.daemons.peer_connection import PeerIdentity, PeerStream
 from trimaran.daemons.peer_transport import PeerTransport, call_member
+from trimaran.daemons.tls import TLSSide
 from trimaran.errors import ProtocolError, StatusCode, StoreError
 from trimaran.store.peer_calls import Done, PeerMethod
 from trimaran.store.peer_frames import (
@@ -49,8 +50,15 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 class Site:
     """One transport on a loopback port, and what it has been told."""
 
-    def __init__(self, member_id: int, port: int = 0, cluster_id: int = CLUSTER) -> None:
-        self.transport = PeerTransport(PeerIdentity(cluster_id, member_id, "3.6.0"))
+    def __init__(
+        self,
+        member_id: int,
+        port: int = 0,
+        cluster_id: int = CLUSTER,
+        tls: TLSSide | None = None,
+    ) -> None:
+        self.transport = PeerTransport(PeerIdentity(cluster_id, member_id, "3.6.0"), tls)
+        self.tls = tls
         self.id = member_id
         self.events: list[tuple[str, int]] = []
         self.received: dict[int, bytearray] = {}
@@ -67,12 +75,13 @@ class Site:
         self.port = self._sockets[0].getsockname()[1]
 
     async def start(self) -> "Site":
-        await self.transport.start(self._sockets, [])
+        plain, secure = (self._sockets, []) if self.tls is None else ([], self._sockets)
+        await self.transport.start(plain, secure)
         return self
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}"
 
     def on_opened(self, peer: int) -> None:
         self.events.append(("opened", peer))

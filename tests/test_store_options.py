@@ -102,7 +102,7 @@ def test_options(words: list[str], environment: dict[str, str], field: str, valu
         (["--listen-client-urls=http://a:1"], {}, "--advertise-client-urls is required"),
         ([], {"ETCD_LISTEN_CLIENT_URLS": "http://a:1"}, "--advertise-client-urls is required"),
         (["--listen-peer-urls=,"], {}, "is empty"),
-        (["--listen-peer-urls=https://a:1"], {}, "TLS is not available"),
+        (["--listen-peer-urls=https://a:1"], {}, "needs a certificate"),
         (["--listen-peer-urls=unix://a:1"], {}, "must begin with http://"),
         (["--listen-peer-urls=http://a"], {}, "a host and a port"),
         (["--listen-peer-urls=http://:1"], {}, "a host and a port"),

@@ -85,7 +85,7 @@ def parse_urls(flag: str, text: str) -> tuple[str, ...]:
     """Parse a comma-separated list of URLs with a host and a port.
 
     Raises:
-        ConfigError: one of them is no such URL, or wants TLS.
+        ConfigError: one of them is no such URL.
     """
     urls = parse_list(text)
     if not urls:
@@ -101,7 +101,7 @@ def parse_list(text: str) -> tuple[str, ...]:
 
 
 def check_url(flag: str, url: str) -> None:
-    """Refuse what is no http URL of host and port."""
+    """Refuse what is no http or https URL of host and port."""
     try:
         parts = urlsplit(url)
     except ValueError as error:
@@ -110,12 +110,8 @@ def check_url(flag: str, url: str) -> None:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme == "https":
-        raise ConfigError(
-            f"--{flag}: {url}: TLS is not available in this version; use http and a private network"
-        )
-    if parts.scheme != "http":
-        raise ConfigError(f"--{flag}: {url}: the URL must begin with http://")
+    if parts.scheme not in ("http", "https"):
+        raise ConfigError(f"--{flag}: {url}: the URL must begin with http:// or https://")
     if not parts.hostname or port is None:
         raise ConfigError(f"--{flag}: {url}: the URL must name a host and a port")
     if parts.path not in ("", "/") or parts.query:

@@ -13,6 +13,7 @@ from trimaran.store.options_cluster import (
     check_cluster,
     fill_cluster,
 )
+from trimaran.store.options_tls import TLS_FLAGS, TLSOptions, check_tls
 
 DEFAULT_QUOTA_BYTES: Final = 2 * 1024**3
 MAX_REQUEST_BYTES_LIMIT: Final = 1024**3
@@ -20,7 +21,7 @@ DURATION_S_MAX: Final = 8760 * 3600.0
 
 
 @dataclass(frozen=True)
-class StoreOptions(ClusterOptions):
+class StoreOptions(ClusterOptions, TLSOptions):
     """What a store member is started with; names are those of etcd's flags.
 
     Attributes:
@@ -98,6 +99,7 @@ FLAGS: Final = (
         "time between comparisons of the members' hashes at compactions",
         "experimental-compact-hash-check-time",
     ),
+    *TLS_FLAGS,
     Flag("log-level", "log_level", "level", "debug, info, warn, error, panic or fatal"),
     Flag(
         "config-file",
@@ -163,6 +165,7 @@ def complete(values: Mapping[str, Any]) -> StoreOptions:
     fill_cluster(name, filled)
     options = StoreOptions(**filled)
     check_cluster(options.name, options)
+    check_tls(options, options.listen_client_urls, options.listen_peer_urls)
     _check_numbers(options)
     return options
 
