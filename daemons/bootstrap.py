@@ -12,8 +12,8 @@ from trimaran._version import ETCD_VERSION
 from trimaran.daemons.data_directory import Founding, founding_of, read_data_directory
 from trimaran.daemons.discovery import discover_by_dns, discover_by_registry
 from trimaran.daemons.peer_connection import PeerIdentity
-from trimaran.daemons.peer_link import PeerClientTLS
 from trimaran.daemons.peer_transport import call_member
+from trimaran.daemons.tls import TLSSide
 from trimaran.errors import ConfigError, StoreError
 from trimaran.store.options import StoreOptions
 from trimaran.store.peer_calls import PeerMethod
@@ -27,7 +27,7 @@ ASK_TIMEOUT_S = 10.0
 Ask = Callable[[str, pb.MemberListRequest, float], Awaitable[pb.MemberListResponse]]
 
 
-def peer_ask(tls: PeerClientTLS | None = None) -> Ask:
+def peer_ask(tls: TLSSide | None = None) -> Ask:
     """Ask over the peers' protocol, as one who is no member yet."""
     nobody = PeerIdentity(0, 0, ETCD_VERSION)
 
