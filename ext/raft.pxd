@@ -149,8 +149,16 @@ cdef extern from "trimaran/raft.h" nogil:
                                    trimaran_raft_progress *out)
 
 
+cdef class Ids:
+    cdef trimaran_raft_members members
+    cdef uint64_t *ids
+
+
 cdef class Raft:
     cdef trimaran_raft *handle
+    cdef object log
+    cdef uint64_t last_term
     cdef uint64_t last_number
     cdef uint64_t handed_commit
     cdef uint64_t applied_index
+    cdef uint64_t install_index

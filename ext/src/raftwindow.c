@@ -63,11 +63,26 @@ void trimaran_raftwindow_push(trimaran_raftwindow *window, const trimaran_entry 
     assert(window->start + window->count < window->capacity);
     window->entries[window->start + window->count] = *entry;
     window->count++;
+    window->bytes += entry->size;
+}
+
+void trimaran_raftwindow_truncate(trimaran_raftwindow *window, uint64_t index)
+{
+    while (window->count > 0 && window->first + window->count > index) {
+        const trimaran_entry *last = &window->entries[window->start + --window->count];
+        window->bytes -= last->size;
+        trimaran_payload_release(last->payload);
+    }
+    if (window->count == 0)
+        window->start = 0;
+    if (window->first > index)
+        window->first = index;
 }
 
 void trimaran_raftwindow_drop(trimaran_raftwindow *window, uint64_t index)
 {
     while (window->count > 0 && window->first <= index) {
+        window->bytes -= window->entries[window->start].size;
         trimaran_payload_release(window->entries[window->start].payload);
         window->start++;
         window->count--;

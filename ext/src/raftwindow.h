@@ -9,6 +9,7 @@ typedef struct trimaran_raftwindow {
     trimaran_entry *entries;
     size_t start, count, capacity;
     uint64_t first; /* index of the first entry held; last index + 1 where none is */
+    uint64_t bytes; /* of data in the entries */
 } trimaran_raftwindow;
 
 /* Begin empty, before the entry of index first. */
@@ -26,6 +27,8 @@ const trimaran_entry *trimaran_raftwindow_at(const trimaran_raftwindow *window, 
 int trimaran_raftwindow_reserve(trimaran_raftwindow *window, size_t count);
 /* Add an entry with the next index, for which there is room; takes over its payload. */
 void trimaran_raftwindow_push(trimaran_raftwindow *window, const trimaran_entry *entry);
+/* Let go of the entries from index on; the window ends before it, also where it began after it. */
+void trimaran_raftwindow_truncate(trimaran_raftwindow *window, uint64_t index);
 /* Let go of the entries up to index. */
 void trimaran_raftwindow_drop(trimaran_raftwindow *window, uint64_t index);
 
