@@ -145,6 +145,10 @@ ETCD_ERRORS: Final[dict[str, tuple[StatusCode, str]]] = {
         StatusCode.UNAVAILABLE,
         "etcdserver: request timed out, possibly due to connection lost",
     ),
+    "TIMEOUT_LEADER_FAILED": (
+        StatusCode.UNAVAILABLE,
+        "etcdserver: request timed out, possibly due to previous leader failure",
+    ),
     "LEADER_CHANGED": (StatusCode.UNAVAILABLE, "etcdserver: leader changed"),
     "NOT_LEADER": (StatusCode.FAILED_PRECONDITION, "etcdserver: not leader"),
     "BAD_LEADER_TRANSFEREE": (

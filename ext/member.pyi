@@ -1,10 +1,13 @@
 """One store member: raft, its log on disk, the MVCC state and the hot gRPC methods.
 
-A turn of the owner's loop is: let the RPC server read (its handler gathers writes and answers
-reads), `turn`, then let the RPC server write. `turn` is also due when `log_fd` is readable, and
-`collect` when `state_fd` is.
+A turn of the owner's loop is: let the RPC server and the peers' parsers read (writes are
+gathered, reads answered or queued), `turn`, send what `messages` gives, let the RPC server write.
+Where `turn` says so, another one is due once the messages are on their way: a leader's own flush
+waits for that.
+`turn` is also due when `log_fd` is readable, and `collect` when `state_fd` is.
 """
 
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 PUT: Final = 1
@@ -14,9 +17,36 @@ COMPACT: Final = 4
 LEASE_GRANT: Final = 5
 LEASE_REVOKE: Final = 6
 ALARM: Final = 7
+ROWS: Final = 8
+LEASE_CHECKPOINT: Final = 9
+# Kinds of result that are no operations.
+READ: Final = 100
+CHANGE: Final = 101
+
+# Operations of a change of configuration.
+ADD_VOTER: Final = 1
+ADD_LEARNER: Final = 2
+REMOVE: Final = 3
+
+# Roles.
+FOLLOWER: Final = 0
+CANDIDATE: Final = 1
+LEADER: Final = 2
+PRE_CANDIDATE: Final = 3
 
 class Options(Protocol):
-    """What a member is opened with; directories exist, sizes are in bytes."""
+    """What a member is opened with; directories exist, sizes are in bytes.
+
+    These may be left away:
+
+    - incarnation: counts the starts of the member on this data, from 1; never the same twice.
+    - bootstrap: the entry that founds the cluster, written where the data is new; None in a member
+      that joins one. Without the attribute, new data is a group of this member alone.
+    - request_timeout_ticks: after which a request is answered "request timed out"; 0 is never.
+    - lease_us: how long a leader may answer reads on its own; 0 is not at all. Needs `set_clock`.
+    - pre_vote, max_message_bytes: as raft's.
+    - manual_log: nothing is durable before `flush_log`, and no thread writes the log.
+    """
 
     @property
     def log_directory(self) -> str: ...
@@ -61,6 +91,11 @@ class Member:
     def close(self) -> None:
         """Write everything to disk and let go of it. May be repeated."""
 
+    def abandon(self) -> None:
+        """Let go of everything as a crash would: what is not durable yet is lost."""
+
+    @property
+    def member_id(self) -> int: ...
     @property
     def handler(self) -> object:
         """The capsule "trimaran.rpc_handler" for an RpcServer, which must be closed first."""
@@ -81,6 +116,91 @@ class Member:
     def submit(self, kind: int, request: bytes, token: int) -> None:
         """Propose an operation with the next turn; its outcome comes from `results`."""
 
+    def read(self, token: int) -> None:
+        """Ask for a result of kind READ once all that was acknowledged before now is applied."""
+
+    def range(self, request: bytes) -> bytes:
+        """Answer a RangeRequest from what is applied here.
+
+        Raises:
+            StoreError: it cannot be answered.
+            ValueError: it is no RangeRequest.
+        """
+
+    def messages(self) -> list[tuple[int, bytes]]:
+        """Take what is to be sent to other members: frames in order, one piece for each."""
+
+    def snapshot_requests(self) -> list[int]:
+        """Take the members to stream a snapshot to, each until `snapshot_sent` or `_failed`."""
+
+    def snapshot_sent(self, to: int, index: int) -> None:
+        """A member has the whole snapshot, which ends with the entry of that index."""
+
+    def snapshot_failed(self, to: int) -> None:
+        """A member has not got it; it will be asked for again."""
+
+    def unreachable(self, peer_id: int) -> None:
+        """What was sent to a member lately may be lost."""
+
+    def set_clock(self, now_us: int) -> None:
+        """Tell the time of a clock that never goes back, for the leader's lease."""
+
+    def propose_change(
+        self,
+        changes: Sequence[tuple[int, int]],
+        rows: Sequence[tuple[bytes, bytes | None]],
+        token: int,
+    ) -> None:
+        """Propose a change of the members; its outcome is a result of kind CHANGE.
+
+        Args:
+            changes: (op, member id); more than one are made together, by joint consensus.
+            rows: set with the change where it takes effect; None removes a row.
+            token: not 0.
+
+        Raises:
+            ValueError: a change or row is none that there may be.
+        """
+
+    def members(self) -> dict[str, list[int]]:
+        """Return the configuration as applied: voters, outgoing, learners, learners_next."""
+
+    def rows(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the applied rows that describe the cluster, by key, on disk already or not."""
+
+    @property
+    def rows_version(self) -> int:
+        """Grows whenever a row or the configuration changes."""
+
+    @property
+    def is_leader(self) -> bool: ...
+    def transfer(self, to: int) -> None:
+        """Hand the leadership over to a voter.
+
+        Raises:
+            StoreError: this member does not lead, or that one is no voter.
+        """
+
+    def raft_progress(self, peer_id: int) -> dict[str, int] | None:
+        """Return what a leader knows of a member: match, next, state, active, is_learner, ...
+
+        None where this is not the leader, or that is no member.
+        """
+
+    @property
+    def log_queue(self) -> int:
+        """Submissions to a manual log that are not durable yet."""
+
+    def flush_log(self, count: int) -> None:
+        """Make the oldest submissions to a manual log durable, at most so many.
+
+        Raises:
+            OSError: the log is full.
+        """
+
+    def commit(self) -> bool:
+        """Commit what is applied and wait for it; False where nothing was."""
+
     def results(self) -> list[tuple[int, int, int, int, int, int]] | tuple[()]:
         """Take outcomes: (token, kind, error, revision, lease, ttl_s).
 
@@ -97,6 +217,9 @@ class Member:
     def compact_revision(self) -> int: ...
     def leases(self) -> list[tuple[int, int]]:
         """Return (id, granted TTL in seconds) of every lease."""
+
+    def checkpoints(self) -> list[tuple[int, int]]:
+        """Return (id, remaining seconds) of the leases whose leader had that written down."""
 
     def lease_keys(self, lease_id: int) -> list[bytes]:
         """Return the keys attached to a lease, sorted. KeyError where there is no such lease."""
@@ -138,3 +261,6 @@ class Member:
 
     def counts(self) -> dict[str, int]:
         """Return counters of requests, entries, watch streams and watchers."""
+
+def encode_rows(rows: Sequence[tuple[bytes, bytes | None]]) -> bytes:
+    """Return rows as an operation of kind ROWS and configuration entries carry them."""

@@ -32,13 +32,18 @@ static trimaran_service *service;
 static trimaran_service_options service_options = {128, 1572864, 0, 512 << 20};
 static trimaran_rpc_call *calls[CALLS_MAX];
 static entry_t *first_entry, **last_entry = &first_entry;
-static uint64_t proposed_index;
+static uint64_t proposed_sequence, incarnation;
 static trimaran_buffer answer, sent;
 
 /* What stands in for gRPC. */
 
 void *trimaran_rpc_user(const trimaran_rpc_call *call) { return call->user; }
 void trimaran_rpc_set_user(trimaran_rpc_call *call, void *user) { call->user = user; }
+const char *trimaran_rpc_metadata(const trimaran_rpc_call *call, const char *name, size_t *size)
+{
+    (void)call, (void)name, (void)size;
+    return NULL;
+}
 size_t trimaran_rpc_queued(const trimaran_rpc_call *call) { return call->queued; }
 
 uint8_t *trimaran_rpc_reserve(trimaran_rpc_call *call, size_t capacity)
@@ -104,15 +109,17 @@ static uint64_t take(trimaran_slice *from, size_t size)
 static void open_engines(void)
 {
     trimaran_mvcc_options options = {directory, MAP_BYTES, 42, 7, 8};
-    uint64_t term;
     int code = trimaran_mvcc_open(&options, &mvcc);
     if (code != 0) {
         fprintf(stderr, "open: %d\n", code);
         exit(3);
     }
+    service_options.member_id = options.member_id;
+    service_options.incarnation = ++incarnation;
+    service_options.timeout_ticks = service_options.election_ticks = 10;
     hub = trimaran_watchhub_create(mvcc, 42, service_options.max_request_bytes);
     service = trimaran_service_create(mvcc, hub, &service_options);
-    trimaran_state_applied(trimaran_mvcc_state(mvcc), &proposed_index, &term);
+    proposed_sequence = 0;
 }
 
 static void drop_entries(void)
@@ -137,19 +144,22 @@ static void close_engines(void)
     drop_entries();
 }
 
-static void propose(void *context)
+/* Make entries of the batches that were cut since the last call. */
+static void propose(void)
 {
-    size_t operations;
-    (void)context;
-    trimaran_slice batch = trimaran_service_batch(service, &operations);
-    if (operations == 0)
-        return;
-    entry_t *entry = trimaran_allocate(sizeof *entry);
-    *entry = (entry_t){0};
-    trimaran_buffer_append(&entry->bytes, batch.data, batch.size);
-    *last_entry = entry;
-    last_entry = &entry->next;
-    trimaran_service_proposed(service, ++proposed_index, 1);
+    trimaran_proposals *proposals = trimaran_service_proposals(service);
+    trimaran_proposals_cut(proposals);
+    for (trimaran_proposal *next = proposals->first; next != NULL; next = next->next) {
+        if (next->sequence <= proposed_sequence)
+            continue;
+        entry_t *entry = trimaran_allocate(sizeof *entry);
+        *entry = (entry_t){0};
+        trimaran_buffer_append(&entry->bytes, trimaran_payload_data(next->payload),
+                               trimaran_payload_size(next->payload));
+        *last_entry = entry;
+        last_entry = &entry->next;
+        proposed_sequence = next->sequence;
+    }
 }
 
 static uint64_t apply_next(void)
@@ -222,7 +232,6 @@ static uint8_t apply(trimaran_slice arguments)
     trimaran_op_kind kind = (trimaran_op_kind)take(&arguments, 1);
     trimaran_error error = trimaran_mvcc_apply(mvcc, kind, arguments, &answer);
     trimaran_state_set_applied(trimaran_mvcc_state(mvcc), index, 1);
-    proposed_index = index;
     return (uint8_t)error;
 }
 
@@ -361,9 +370,9 @@ static uint8_t run_client_command(uint8_t command, trimaran_slice arguments)
         trimaran_service_submit(service, kind, arguments, token);
         return 0;
     }
-    case 'p': propose(NULL); return 0;
+    case 'p': propose(); return 0;
     case 'y': put64(&answer, (int64_t)apply_next()); return 0;
-    case 'v': trimaran_service_refuse_batch(service, TRIMARAN_ERROR_NO_LEADER); return 0;
+    case 'v': trimaran_service_tick(service); return 0;
     case 'z': return trimaran_service_step(service);
     case 'g': trimaran_watchhub_progress(hub); return 0;
     case 'j': put_results(); return 0;
@@ -384,7 +393,7 @@ static uint8_t run_command(uint8_t command, trimaran_slice arguments)
         trimaran_mvcc_history(mvcc, arguments, from, put_change, NULL);
         return 0;
     case 's': trimaran_state_scan(state, (int64_t)take(&arguments, 8), put_change, NULL); return 0;
-    case 'e': return trimaran_state_seal(state);
+    case 'e': return trimaran_mvcc_seal(mvcc);
     case 'c': return collect();
     case 'f': return wait_for_error();
     case 'q': return trimaran_mvcc_compact_step(mvcc, take(&arguments, 4));
@@ -393,7 +402,6 @@ static uint8_t run_command(uint8_t command, trimaran_slice arguments)
     case 'o':
         close_engines();
         open_engines();
-        trimaran_service_on_full(service, propose, NULL);
         return 0;
     default: return run_client_command(command, arguments);
     }
@@ -417,7 +425,6 @@ int main(int count, char **words)
     directory = words[1];
     service_options.quota_bytes = strtoll(words[2], NULL, 10);
     open_engines();
-    trimaran_service_on_full(service, propose, NULL);
     while (read_frame(&frame)) {
         answer.size = sent.size = 0;
         uint8_t status =

@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     *("codec", "txncheck", "keyindex", "keytree", "leasetable", "state", "state_batch"),
     *("mvcc", "mvcc_apply", "mvcc_compact", "mvcc_range", "mvcc_restore", "mvcc_txn"),
-    *("watchindex", "watchrange", "watchhub", "watchhub_send", "service", "failpoint"),
+    *("mvcc_rows", "origintable", "rowtable", "payload", "proposal", "readqueue"),
+    *("watchindex", "watchrange", "watchhub", "watchhub_send", "failpoint"),
+    *("service", "service_apply"),
 )
 FLAGS = ("-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Errors by number, as the engines count them.
@@ -289,8 +291,8 @@ class Engine:
         """Apply the oldest proposed entry; returns its index, 0 where there was none."""
         return int(struct.unpack("<q", self.command("y")[1])[0])
 
-    def refuse(self) -> None:
-        """Refuse what was gathered, as for want of a leader."""
+    def tick(self) -> None:
+        """Let one tick pass; who waits for more than ten of them is told so."""
         self.command("v")
 
     def step(self) -> bool:

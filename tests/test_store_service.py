@@ -108,14 +108,15 @@ def test_more_bytes_than_a_batch_holds(engine: Engine) -> None:
     assert engine.state().applied == 8
 
 
-def test_a_refused_batch_changes_nothing(engine: Engine) -> None:
+def test_a_batch_that_waits_too_long_changes_nothing(engine: Engine) -> None:
     engine.message(1, "put", put_request(b"a"))
     engine.submit(7, LEASE_GRANT, pb.LeaseGrantRequest(ID=5, TTL=9).SerializeToString())
     engine.message(2, "put", put_request(b"b"))
     engine.disconnect(2, "put")
-    engine.refuse()
-    assert status_of(engine.take_sent(), 1) == failed("NO_LEADER")
-    assert [(row[0], row[2]) for row in engine.results()] == [(7, "NO_LEADER")]
+    for _ in range(11):
+        engine.tick()
+    assert status_of(engine.take_sent(), 1) == failed("TIMEOUT")
+    assert [(row[0], row[2]) for row in engine.results()] == [(7, "TIMEOUT")]
     finish(engine)
     assert engine.state().applied == 0
     assert engine.state().leases == {}

@@ -141,4 +141,27 @@ static inline void trimaran_arena_free(trimaran_arena *arena)
     arena->blocks = NULL;
 }
 
+/* Numbers as entries and frames hold them: little-endian, at any place. */
+static inline uint32_t trimaran_read_u32(const uint8_t *at)
+{
+    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
+static inline uint64_t trimaran_read_u64(const uint8_t *at)
+{
+    return (uint64_t)trimaran_read_u32(at) | (uint64_t)trimaran_read_u32(at + 4) << 32;
+}
+
+static inline uint8_t *trimaran_put_u32(uint8_t *at, uint32_t value)
+{
+    for (int i = 0; i < 4; i++)
+        *at++ = (uint8_t)(value >> (8 * i));
+    return at;
+}
+
+static inline uint8_t *trimaran_put_u64(uint8_t *at, uint64_t value)
+{
+    return trimaran_put_u32(trimaran_put_u32(at, (uint32_t)value), (uint32_t)(value >> 32));
+}
+
 #endif

@@ -138,6 +138,8 @@ trimaran_error trimaran_check_txn(const trimaran_txn_request *request, int64_t m
 /* True where neither branch of txn writes; such a txn is not proposed. A nested txn counts as a
  * write, as in etcd. */
 bool trimaran_txn_is_read_only(const trimaran_txn_request *txn);
+/* True where every operation of both branches is a serializable range. */
+bool trimaran_txn_is_serializable(const trimaran_txn_request *txn);
 /* True where a put stands in either branch at any depth. */
 bool trimaran_txn_has_put(const trimaran_txn_request *txn);
 

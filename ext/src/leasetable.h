@@ -7,6 +7,7 @@
 
 typedef struct trimaran_lease {
     int64_t id, ttl_s;
+    int64_t remaining_s; /* as the leader last had it written down; 0: all of ttl_s */
     trimaran_key_record **keys;
     uint32_t count, capacity;
 } trimaran_lease;

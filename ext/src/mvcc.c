@@ -66,15 +66,29 @@ int trimaran_mvcc_open(const trimaran_mvcc_options *options, trimaran_mvcc **out
     return 0;
 }
 
-void trimaran_mvcc_close(trimaran_mvcc *mvcc)
+static void free_memory(trimaran_mvcc *mvcc)
 {
-    trimaran_state_close(mvcc->state);
+    trimaran_origintable_free(&mvcc->origins);
+    trimaran_rowtable_free(&mvcc->rows);
     trimaran_leasetable_destroy(&mvcc->leases);
     trimaran_keyindex_destroy(mvcc->index);
     trimaran_arena_free(&mvcc->arena);
     trimaran_buffer_free(&mvcc->compact_from);
     free(mvcc->alarms);
     free(mvcc);
+}
+
+void trimaran_mvcc_close(trimaran_mvcc *mvcc)
+{
+    trimaran_origintable_save(&mvcc->origins, mvcc->state);
+    trimaran_state_close(mvcc->state);
+    free_memory(mvcc);
+}
+
+void trimaran_mvcc_abandon(trimaran_mvcc *mvcc)
+{
+    trimaran_state_abandon(mvcc->state);
+    free_memory(mvcc);
 }
 
 void trimaran_mvcc_observe(trimaran_mvcc *mvcc, trimaran_mvcc_observer observer, void *context)

@@ -8,6 +8,8 @@
 
 #include "codec.h"
 #include "leasetable.h"
+#include "origintable.h"
+#include "rowtable.h"
 #include "state.h"
 
 typedef struct trimaran_mvcc trimaran_mvcc;
@@ -21,6 +23,8 @@ typedef enum trimaran_op_kind {
     TRIMARAN_APPLY_LEASE_GRANT = 5,  /* LeaseGrantRequest: TTL=1 ID=2, both set */
     TRIMARAN_APPLY_LEASE_REVOKE = 6, /* LeaseRevokeRequest: ID=1 */
     TRIMARAN_APPLY_ALARM = 7,        /* AlarmRequest: action=1 memberID=2 alarm=3 */
+    TRIMARAN_APPLY_ROWS = 8,         /* rows of the cluster, as rowtable.h says */
+    TRIMARAN_APPLY_LEASE_CHECKPOINT = 9, /* LeaseCheckpointRequest: checkpoints=1 {ID=1 TTL=2} */
 } trimaran_op_kind;
 
 enum { TRIMARAN_ALARM_NO_SPACE = 1, TRIMARAN_ALARM_CORRUPT = 2 };
@@ -38,6 +42,8 @@ typedef struct trimaran_mvcc_options {
 
 int trimaran_mvcc_open(const trimaran_mvcc_options *options, trimaran_mvcc **out);
 void trimaran_mvcc_close(trimaran_mvcc *mvcc);
+/* Close as a crash would: what is not committed is left to the log. */
+void trimaran_mvcc_abandon(trimaran_mvcc *mvcc);
 void trimaran_mvcc_observe(trimaran_mvcc *mvcc, trimaran_mvcc_observer observer, void *context);
 
 trimaran_state *trimaran_mvcc_state(trimaran_mvcc *mvcc);
@@ -46,6 +52,16 @@ int64_t trimaran_mvcc_revision(const trimaran_mvcc *mvcc);
 int64_t trimaran_mvcc_compact_revision(const trimaran_mvcc *mvcc);
 void trimaran_mvcc_set_term(trimaran_mvcc *mvcc, uint64_t term);
 trimaran_header trimaran_mvcc_header(const trimaran_mvcc *mvcc);
+
+/* The rows that describe the cluster, as applied. */
+const trimaran_rowtable *trimaran_mvcc_rows(const trimaran_mvcc *mvcc);
+void trimaran_mvcc_set_row(trimaran_mvcc *mvcc, trimaran_slice key, trimaran_slice value);
+/* Set rows in the form they travel in, which were checked. */
+void trimaran_mvcc_set_rows(trimaran_mvcc *mvcc, trimaran_slice rows);
+/* What each member's proposals have reached. */
+trimaran_origintable *trimaran_mvcc_origins(trimaran_mvcc *mvcc);
+/* As trimaran_state_seal, with everything in the batch that belongs to its applied index. */
+bool trimaran_mvcc_seal(trimaran_mvcc *mvcc);
 
 /* Apply one operation. Where out is not NULL the answer to KV operations is appended to it as the
  * method's response message; on an error nothing is. */

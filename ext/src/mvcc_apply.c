@@ -174,9 +174,10 @@ trimaran_error trimaran_mvcc_apply(trimaran_mvcc *mvcc, trimaran_op_kind kind,
                                    trimaran_slice request, trimaran_buffer *out)
 {
     trimaran_error error = TRIMARAN_ERROR_MALFORMED;
-    /* A corrupt cluster changes nothing more but its alarms and what frees leases. */
+    /* A corrupt cluster changes nothing more but its alarms, its members and what frees leases. */
     bool corrupt = trimaran_mvcc_has_alarm(mvcc, TRIMARAN_ALARM_CORRUPT);
-    if (corrupt && kind != TRIMARAN_APPLY_ALARM && kind != TRIMARAN_APPLY_LEASE_REVOKE)
+    if (corrupt && kind != TRIMARAN_APPLY_ALARM && kind != TRIMARAN_APPLY_LEASE_REVOKE &&
+        kind != TRIMARAN_APPLY_ROWS)
         return TRIMARAN_ERROR_CORRUPT;
     switch (kind) {
     case TRIMARAN_APPLY_PUT: error = apply_put(mvcc, request, out); break;
@@ -186,6 +187,10 @@ trimaran_error trimaran_mvcc_apply(trimaran_mvcc *mvcc, trimaran_op_kind kind,
     case TRIMARAN_APPLY_LEASE_GRANT: error = apply_lease_grant(mvcc, request); break;
     case TRIMARAN_APPLY_LEASE_REVOKE: error = apply_lease_revoke(mvcc, request); break;
     case TRIMARAN_APPLY_ALARM: error = trimaran_apply_alarm(mvcc, request); break;
+    case TRIMARAN_APPLY_ROWS: error = trimaran_apply_rows(mvcc, request); break;
+    case TRIMARAN_APPLY_LEASE_CHECKPOINT:
+        error = trimaran_apply_checkpoint(mvcc, request);
+        break;
     }
     trimaran_arena_reset(&mvcc->arena);
     return error;

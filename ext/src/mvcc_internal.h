@@ -8,6 +8,8 @@ struct trimaran_mvcc {
     trimaran_keyindex *index;
     trimaran_state *state;
     trimaran_leasetable leases;
+    trimaran_origintable origins;
+    trimaran_rowtable rows;
     int64_t revision, compact_revision;
     uint64_t cluster_id, member_id, term;
     trimaran_alarm *alarms;
@@ -66,7 +68,10 @@ trimaran_error trimaran_apply_check_range(const trimaran_mvcc *mvcc,
 trimaran_error trimaran_compact_begin(trimaran_mvcc *mvcc, int64_t revision);
 void trimaran_compact_restore(trimaran_mvcc *mvcc);
 trimaran_error trimaran_apply_alarm(trimaran_mvcc *mvcc, trimaran_slice request);
+trimaran_error trimaran_apply_rows(trimaran_mvcc *mvcc, trimaran_slice request);
+trimaran_error trimaran_apply_checkpoint(trimaran_mvcc *mvcc, trimaran_slice request);
 void trimaran_restore(trimaran_mvcc *mvcc);
+void trimaran_restore_rows(trimaran_mvcc *mvcc);
 
 /* The newest version of the key at revision, read only where it lives. */
 static inline const trimaran_version *trimaran_find_live(const trimaran_mvcc *mvcc,

@@ -42,10 +42,12 @@ static uint64_t read_number(const uint8_t *at)
 static void restore_lease(void *context, trimaran_slice key, trimaran_slice value)
 {
     trimaran_mvcc *mvcc = context;
-    if (key.size != 14 || value.size != 8)
+    if (key.size != 14 || (value.size != 8 && value.size != 16))
         corrupt("a lease row has a wrong size", mvcc->revision);
-    trimaran_leasetable_add(&mvcc->leases, (int64_t)read_number(key.data + 6),
-                            (int64_t)read_number(value.data));
+    trimaran_lease *lease = trimaran_leasetable_add(
+        &mvcc->leases, (int64_t)read_number(key.data + 6), (int64_t)read_number(value.data));
+    if (value.size == 16)
+        lease->remaining_s = (int64_t)read_number(value.data + 8);
 }
 
 static void restore_alarm(void *context, trimaran_slice key, trimaran_slice value)
@@ -64,6 +66,7 @@ void trimaran_restore(trimaran_mvcc *mvcc)
 {
     trimaran_state_rows(mvcc->state, trimaran_slice_of("lease/", 6), restore_lease, mvcc);
     trimaran_state_rows(mvcc->state, trimaran_slice_of("alarm/", 6), restore_alarm, mvcc);
+    trimaran_restore_rows(mvcc);
     trimaran_compact_restore(mvcc);
     if (mvcc->compact_revision > mvcc->revision)
         mvcc->revision = mvcc->compact_revision;

@@ -1,13 +1,16 @@
-/* The store's hot gRPC methods: reads answered at once, writes gathered into log entries.
+/* The store's hot gRPC methods: reads answered from what is applied, writes gathered into batches.
  *
- * Everything that arrives in one turn of the loop becomes one entry, a batch of operations with
- * their requests as they came. When the entry is committed, `apply` runs its operations and
- * answers those that wait for them here.
+ * Everything that arrives in one turn of the loop becomes one batch. When its entry is committed,
+ * `apply` runs its operations and answers those that wait for them here. A linearizable read waits
+ * until the group has confirmed an index and it is applied; in a group of one it is answered at
+ * once.
  */
 #ifndef TRIMARAN_SERVICE_H
 #define TRIMARAN_SERVICE_H
 
 #include "mvcc.h"
+#include "proposal.h"
+#include "readqueue.h"
 #include "rpc.h"
 #include "watchhub.h"
 
@@ -18,6 +21,10 @@ typedef struct trimaran_service_options {
     size_t max_request_bytes;
     int64_t quota_bytes;        /* 0 or less: none */
     size_t max_pending_bytes;   /* applied and not yet on disk; writes are refused above */
+    size_t max_waiting_bytes;   /* of writes, and of reads, that wait for the group; 0: no limit */
+    uint64_t member_id, incarnation; /* name the batches of this member */
+    uint64_t timeout_ticks;     /* a request that waits longer is answered so; 0: never */
+    uint64_t election_ticks;
 } trimaran_service_options;
 
 trimaran_service *trimaran_service_create(trimaran_mvcc *mvcc, trimaran_watchhub *hub,
@@ -25,37 +32,55 @@ trimaran_service *trimaran_service_create(trimaran_mvcc *mvcc, trimaran_watchhub
 void trimaran_service_destroy(trimaran_service *service);
 const trimaran_rpc_handler *trimaran_service_handler(trimaran_service *service);
 
-/* Whether reads and writes are served; while not, they are refused with the given error. */
-void trimaran_service_set_refusal(trimaran_service *service, trimaran_error refusal);
-
-/* Called when the batch has no room for the next operation: it must be proposed or refused then. */
-typedef void (*trimaran_service_full)(void *context);
-void trimaran_service_on_full(trimaran_service *service, trimaran_service_full full,
-                              void *context);
+/* What the service needs to know of the group; a new service takes itself for a group of one. */
+typedef struct trimaran_service_mode {
+    bool reads_at_once; /* what is applied is all that was ever acknowledged */
+    bool is_learner;    /* serves little: see trimaran_service_admits */
+    bool has_leader;
+} trimaran_service_mode;
+void trimaran_service_set_mode(trimaran_service *service, const trimaran_service_mode *mode);
 
 /* Add an operation on behalf of the caller, whose result comes out of `results` under token (not
  * 0). */
 void trimaran_service_submit(trimaran_service *service, trimaran_op_kind kind,
                              trimaran_slice request, uint64_t token);
+/* Ask for a result of kind READ when this member has applied all that was acknowledged anywhere
+ * before now. */
+void trimaran_service_read(trimaran_service *service, uint64_t token);
 
-/* The batch gathered so far, empty where there is none; operations is how many it holds. */
-trimaran_slice trimaran_service_batch(const trimaran_service *service, size_t *operations);
-/* The batch was proposed and got this log index: start a new one. */
-void trimaran_service_proposed(trimaran_service *service, uint64_t index, uint64_t term);
-/* The batch could not be proposed: refuse all of its operations. */
-void trimaran_service_refuse_batch(trimaran_service *service, trimaran_error error);
+/* The queues that the member empties towards raft. */
+trimaran_proposals *trimaran_service_proposals(trimaran_service *service);
+trimaran_readqueue *trimaran_service_reads(trimaran_service *service);
 
-/* Apply a committed entry and answer those that wait for it. */
+/* Time passes by one tick: those that have waited too long are told so. */
+void trimaran_service_tick(trimaran_service *service);
+
+/* Apply a committed NORMAL entry and answer those that wait for it. */
 void trimaran_service_apply(trimaran_service *service, uint64_t index, uint64_t term,
                             trimaran_slice entry);
+/* Whether an entry of that origin counts, or has been applied or overtaken before. The proposal it
+ * answers goes to *proposal, NULL where nobody waits here. */
+bool trimaran_service_accepts(trimaran_service *service, const trimaran_proposal_head *head,
+                              trimaran_proposal **proposal);
+/* A CONFIGURATION entry was applied by the member; release the proposal that asked for it, if any,
+ * with the outcome. */
+void trimaran_service_configured(trimaran_service *service, trimaran_proposal *proposal,
+                                 trimaran_error error);
+/* Answer the reads for which enough is applied. */
+void trimaran_service_answer_reads(trimaran_service *service);
+/* The state was replaced by a snapshot: the outcome of what it covers is not known. */
+void trimaran_service_installed(trimaran_service *service);
 
 /* After each turn: goes on with compaction and answers those that wait for its end. Returns true
  * where there is more to do at once. */
 bool trimaran_service_step(trimaran_service *service);
 
+/* Kinds of result beside those of operations. */
+enum { TRIMARAN_RESULT_READ = 100, TRIMARAN_RESULT_CHANGE = 101 };
+
 typedef struct trimaran_result {
     uint64_t token; /* 0: an operation of somebody else, told because it concerns leases */
-    trimaran_op_kind kind;
+    int kind;
     trimaran_error error;
     int64_t revision;
     int64_t lease, ttl_s;
@@ -68,6 +93,9 @@ bool trimaran_service_take_no_space(trimaran_service *service);
 
 typedef struct trimaran_service_counts {
     uint64_t ranges, puts, deletes, txns, entries, operations, refused;
+    uint64_t skipped;       /* entries applied before or overtaken */
+    uint64_t timeouts;      /* requests that waited too long */
+    uint64_t waiting_reads, waiting_batches;
 } trimaran_service_counts;
 trimaran_service_counts trimaran_service_count(const trimaran_service *service);
 

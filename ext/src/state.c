@@ -333,8 +333,7 @@ int trimaran_state_open(const char *directory, size_t map_size_bytes, trimaran_s
     return 0;
 }
 
-/* Until the commit under way has ended, or has to wait for room. */
-static void wait_for_thread(trimaran_state *state)
+void trimaran_state_wait(trimaran_state *state)
 {
     pthread_mutex_lock(&state->mutex);
     while (state->work != NULL && trimaran_state_error(state) == 0)
@@ -346,9 +345,14 @@ static void wait_for_thread(trimaran_state *state)
 void trimaran_state_close(trimaran_state *state)
 {
     /* On a disk that stays full the last batches are left to the log's replay. */
-    wait_for_thread(state);
+    trimaran_state_wait(state);
     if (trimaran_state_error(state) == 0 && trimaran_state_seal(state))
-        wait_for_thread(state);
+        trimaran_state_wait(state);
+    trimaran_state_abandon(state);
+}
+
+void trimaran_state_abandon(trimaran_state *state)
+{
     pthread_mutex_lock(&state->mutex);
     state->stop = true;
     pthread_cond_broadcast(&state->changed);

@@ -26,6 +26,8 @@ typedef struct trimaran_change {
 int trimaran_state_open(const char *directory, size_t map_size_bytes, trimaran_state **out);
 /* Commit everything applied and close. */
 void trimaran_state_close(trimaran_state *state);
+/* Close without committing what was not sealed yet, as a crash would. */
+void trimaran_state_abandon(trimaran_state *state);
 
 /* Add a change; revisions only grow. The returned data lives until the batch is committed. */
 trimaran_change trimaran_state_append(trimaran_state *state, int64_t main, int32_t sub,
@@ -60,6 +62,8 @@ int trimaran_state_event_fd(const trimaran_state *state);
 bool trimaran_state_collect(trimaran_state *state);
 /* Hand the open batch to the thread. Returns false where it is empty or the thread is busy. */
 bool trimaran_state_seal(trimaran_state *state);
+/* Wait for the commit under way to end, or to meet a full disk, and take note of it. */
+void trimaran_state_wait(trimaran_state *state);
 /* Batches are numbered from 1: the one being filled, and the last one committed. */
 uint64_t trimaran_state_batch_number(const trimaran_state *state);
 uint64_t trimaran_state_committed_batch(const trimaran_state *state);

@@ -272,6 +272,20 @@ bool trimaran_txn_is_read_only(const trimaran_txn_request *txn)
            all_ranges(txn->failure, txn->failure_count);
 }
 
+static bool all_serializable(const trimaran_request_op *ops, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (ops[i].kind != TRIMARAN_OP_RANGE || !ops[i].range.serializable)
+            return false;
+    return true;
+}
+
+bool trimaran_txn_is_serializable(const trimaran_txn_request *txn)
+{
+    return all_serializable(txn->success, txn->success_count) &&
+           all_serializable(txn->failure, txn->failure_count);
+}
+
 static bool any_put(const trimaran_request_op *ops, size_t count)
 {
     for (size_t i = 0; i < count; i++)

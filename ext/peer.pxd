@@ -1,0 +1,33 @@
+from libc.stdint cimport uint8_t, uint64_t
+
+from trimaran.ext.member cimport (
+    Member,
+    trimaran_buffer,
+    trimaran_buffer_append,
+    trimaran_buffer_free,
+    trimaran_frame,
+    trimaran_member_receive,
+    trimaran_slice,
+)
+from trimaran.ext.raftlog cimport trimaran_payload_release
+
+
+cdef extern from "peerframe.h" nogil:
+    enum:
+        TRIMARAN_FRAME_PYTHON
+        TRIMARAN_FRAME_BODY_MAX
+    ctypedef struct trimaran_frame_parser:
+        pass
+    size_t trimaran_frame_begin(trimaran_buffer *out, uint8_t kind)
+    void trimaran_frame_end(trimaran_buffer *out, size_t start)
+    void trimaran_frame_parser_free(trimaran_frame_parser *parser)
+    int trimaran_frame_parse(trimaran_frame_parser *parser, trimaran_slice *input,
+                             trimaran_frame *out)
+
+
+cdef class PeerParser:
+    cdef trimaran_frame_parser parser
+    cdef Member member
+    cdef readonly uint64_t peer_id
+    cdef bint broken
+    cdef int take(self, const trimaran_frame *frame, list frames) except -1
