@@ -65,6 +65,11 @@ HINTS: Final = {
         "COMPACTED": "the history before is gone; ask for a later revision, or for none",
         "FUTURE_REVISION": "`trimaran status` tells the newest one",
         "LEASE_TTL_TOO_LARGE": "9000000000 s are the most",
+        "UNHEALTHY": "a change of the members needs all others connected for some seconds; try "
+        "again, or see `trimaran member status`",
+        "LEARNER_NOT_READY": "it has not caught up; try again, or see `trimaran member status`",
+        "MEMBER_NOT_FOUND": "`trimaran member list` prints those there are",
+        "NOT_LEADER": "the lead has just moved; try again",
         "REQUEST_TOO_LARGE": "--max-request-bytes of the store sets the limit",
         "TOO_MANY_REQUESTS": "its disk is slower than the writes; try again later",
         "NO_SPACE": "delete what is not needed, `trimaran kv compact` up to the newest revision, "
@@ -209,6 +214,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except StoreUnavailableError as error:
+        if error.message.startswith("etcdserver: "):
+            # Somebody answered, and cannot do it now.
+            advice = HINTS.get(error.message, "`trimaran member status` tells how its members are")
+            complain(f"the store answered: {error.message}; {advice}")
+            return EXIT_UNAVAILABLE
         complain(
             f"{error.message}; start a store with `trimaran up`, or say where one is with "
             "--endpoints or TRIMARAN_ENDPOINTS"

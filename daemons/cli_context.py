@@ -42,6 +42,7 @@ EXIT_UNAVAILABLE: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 Result = TypeVar("Result")
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 # C0, DEL, C1.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -235,10 +236,26 @@ def set_json(context: click.Context, parameter: click.Parameter, value: bool) ->
         context.ensure_object(CommandContext).json = True
 
 
-json_option = click.option(
-    "--json",
-    is_flag=True,
-    expose_value=False,
-    callback=set_json,
-    help="Print JSON instead of a table.",
-)
+def set_output(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Let -o json mean the same as --json, as it does for other commands of this kind."""
+    if value is not None:
+        context.ensure_object(CommandContext).json = value == "json"
+
+
+def json_option(command: Command) -> Command:
+    """The options that choose JSON instead of a table."""
+    command = click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json"]),
+        expose_value=False,
+        callback=set_output,
+        help="How to print.",
+    )(command)
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=set_json,
+        help="Print JSON instead of a table: -o json.",
+    )(command)

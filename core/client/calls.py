@@ -34,6 +34,7 @@ Metadata = tuple[tuple[str, str], ...]
 HAS_LEADER: Final[Metadata] = (("hasleader", "true"),)
 _BACKOFF_FIRST_S: Final = 0.05
 _BACKOFF_LIMIT_S: Final = 2.0
+_LEARNER: Final = ETCD_ERRORS["LEARNER"][1]
 _AUTH_NOT_ENABLED: Final = "etcdserver: authentication is not enabled"
 _STALE_TOKEN: Final = frozenset(
     {
@@ -202,6 +203,12 @@ class Caller:
                     raise
                 last_error = error
             except StoreError as error:
+                if error.message == _LEARNER and only is None and time.monotonic() < deadline_s:
+                    # It did nothing, and another member will.
+                    self.pool.failed(target)
+                    last_error = StoreUnavailableError(error.code, error.message)
+                    await asyncio.sleep(backoff.next_s())
+                    continue
                 if renewed or not self.is_token_stale(error):
                     raise
                 renewed = True

@@ -21,6 +21,8 @@ HEAD_START_S: Final = 0.25
 # An endpoint that failed is passed over this long, where another one answers.
 PENALTY_S: Final = 3.0
 CLOSE_TIMEOUT_S: Final = 2.0
+# Calls on an endpoint that is none any more have this long to end.
+RETIRE_S: Final = 10.0
 _PROBE_TIMEOUT_S: Final = 0.5
 
 _CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
@@ -70,6 +72,18 @@ class TLSOptions:
             private_key=_read(self.key),
             certificate_chain=_read(self.cert),
         )
+
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Tell one state of the files from another; a file that is missing counts as one."""
+        return tuple(_stamp(path) for path in (self.ca, self.cert, self.key) if path is not None)
+
+
+def _stamp(path: str | Path) -> tuple[int, int]:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino
 
 
 def _read(path: str | Path | None) -> bytes | None:
@@ -121,6 +135,7 @@ class Endpoint:
         self._tls = tls or TLSOptions()
         self._channel: Any = None
         self._methods: dict[str, Any] = {}
+        self._stamp: tuple[tuple[int, int], ...] = ()
         self.failed_until_s = 0.0
 
     def channel(self) -> Any:
@@ -134,11 +149,16 @@ class Endpoint:
             if self._secure:
                 if self._tls.server_name:
                     options.append(("grpc.ssl_target_name_override", self._tls.server_name))
+                self._stamp = self._tls.stamp()
                 credentials = self._tls.credentials()
                 self._channel = grpc.aio.secure_channel(self._target, credentials, options)
             else:
                 self._channel = grpc.aio.insecure_channel(self._target, options)
         return self._channel
+
+    def has_old_files(self) -> bool:
+        """Tell whether the files of TLS have been renewed since the channel read them."""
+        return self._secure and self._channel is not None and self._stamp != self._tls.stamp()
 
     def method(self, path: str) -> Any:
         """Give the callable of a gRPC method, by a path of `METHODS`."""
@@ -186,12 +206,17 @@ class Endpoint:
             return reason.removeprefix("UNKNOWN: ") or "no answer"
         return "connected too late"
 
+    def take_channel(self) -> Any:
+        """Give the channel away, to be closed; None where there is none."""
+        channel, self._channel = self._channel, None
+        self._methods.clear()
+        return channel
+
     async def close(self) -> None:
         """Close the channel; calls that run end as cancelled."""
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
-            self._methods.clear()
+        channel = self.take_channel()
+        if channel is not None:
+            await channel.close()
 
 
 async def _unreachable(endpoints: Sequence[Endpoint]) -> StoreUnavailableError:
@@ -227,7 +252,9 @@ class EndpointPool:
     ) -> None:
         if isinstance(urls, str) or not urls:
             raise ConfigError("give a list of at least one endpoint, e.g. http://127.0.0.1:2379")
+        self._tls = tls
         self._endpoints = [Endpoint(url, tls) for url in urls]
+        self._closing: set[asyncio.Task[None]] = set()
         self._clock = clock
         self._preferred = 0
         self._connecting: dict[Endpoint, asyncio.Task[None]] = {}
@@ -252,6 +279,34 @@ class EndpointPool:
             if endpoint.url == url:
                 return endpoint
         raise ConfigError(f"{url!r} is none of this client's endpoints: {', '.join(self.urls)}")
+
+    def update(self, urls: Sequence[str]) -> None:
+        """Use these endpoints from now on; connections to those that stay are kept.
+
+        Raises:
+            ConfigError: one is none, or there is none; nothing has changed.
+        """
+        if not urls:
+            raise ConfigError("give a list of at least one endpoint")
+        if list(urls) == self.urls:
+            return
+        known = {endpoint.url: endpoint for endpoint in self._endpoints}
+        chosen = [known.pop(url) if url in known else Endpoint(url, self._tls) for url in urls]
+        preferred = self._endpoints[self._preferred]
+        self._endpoints = chosen
+        self._preferred = chosen.index(preferred) if preferred in chosen else 0
+        for endpoint in known.values():
+            self._close_later(endpoint)
+        self._announce()
+
+    def _close_later(self, endpoint: Endpoint) -> None:
+        """Close an endpoint's channel when what runs on it has had time to end."""
+        channel = endpoint.take_channel()
+        if channel is None:
+            return
+        task = asyncio.create_task(channel.close(RETIRE_S))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _in_order(self) -> Iterator[Endpoint]:
         yield from self._endpoints[self._preferred :]
@@ -293,11 +348,19 @@ class EndpointPool:
 
     def _connect(self, endpoint: Endpoint) -> None:
         """Connect in the background, unless that is going on."""
+        if endpoint.has_old_files() and not endpoint.is_ready():
+            # The certificates have been renewed, and the old ones may have ended.
+            self._connecting.pop(endpoint, None)
+            self._close_later(endpoint)
         if endpoint not in self._connecting and not endpoint.is_ready():
             channel = endpoint.channel()
             task = asyncio.create_task(self._follow_state(channel))
             self._connecting[endpoint] = task
-            task.add_done_callback(lambda _: self._connecting.pop(endpoint, None))
+            task.add_done_callback(lambda task: self._connected(endpoint, task))
+
+    def _connected(self, endpoint: Endpoint, task: asyncio.Task[None]) -> None:
+        if self._connecting.get(endpoint) is task:
+            del self._connecting[endpoint]
 
     async def _follow_state(self, channel: Any) -> None:
         """Wake those who wait at each change of a channel's state, until it is connected."""
@@ -326,20 +389,24 @@ class EndpointPool:
     def succeeded(self, endpoint: Endpoint) -> None:
         """Note that an endpoint answered: it is the preferred one from now on."""
         endpoint.failed_until_s = 0.0
-        self._preferred = self._endpoints.index(endpoint)
+        if endpoint in self._endpoints:
+            self._preferred = self._endpoints.index(endpoint)
 
     def failed(self, endpoint: Endpoint) -> None:
         """Note that an endpoint did not answer well: the next one is preferred from now on."""
         endpoint.failed_until_s = self._clock() + PENALTY_S
-        index = self._endpoints.index(endpoint)
-        if index == self._preferred:
-            self._preferred = (index + 1) % len(self._endpoints)
+        if endpoint is self._endpoints[self._preferred]:
+            self._preferred = (self._preferred + 1) % len(self._endpoints)
+
+    def is_retired(self, endpoint: Endpoint) -> bool:
+        """Tell whether an endpoint is none any more, so that what runs on it ends."""
+        return endpoint not in self._endpoints
 
     async def close(self) -> None:
         """Close every channel."""
         self._closed = True
         self._announce()
-        tasks = list(self._connecting.values())
+        tasks = [*self._connecting.values(), *self._closing]
         for endpoint in self._endpoints:
             await endpoint.close()
         # Closing a channel ends the wait for its state. Cancelling the wait instead would leave an

@@ -18,7 +18,7 @@ from trimaran.client.calls import (
 )
 from trimaran.client.ops import Key, key_range
 from trimaran.client.results import WatchBatch, event
-from trimaran.errors import StatusCode, StoreError
+from trimaran.errors import StatusCode, StoreError, StoreUnavailableError
 from trimaran.wire import etcd_pb2 as pb
 
 Filter: TypeAlias = Literal["noput", "nodelete"]
@@ -189,6 +189,8 @@ class Watcher:
             return
         except STREAM_ERRORS as error:
             self.error = stream_error(error)
+            if self._caller.pool.is_retired(target):
+                self.error = StoreUnavailableError(StatusCode.UNAVAILABLE, "no endpoint any more")
         except StoreError as error:
             self.error = error
         finally:

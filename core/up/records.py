@@ -21,6 +21,7 @@ SETTINGS_KEY: Final = PREFIX + "settings"
 HOSTS: Final = PREFIX + "hosts/"
 ALIVE: Final = PREFIX + "alive/"
 TOKENS: Final = PREFIX + "tokens/"
+PLAN_KEY: Final = PREFIX + "plan"
 
 STORE_MEMBERS_DEFAULT: Final = 3
 STORE_MEMBERS_MAX: Final = 9
