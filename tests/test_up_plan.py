@@ -43,7 +43,8 @@ def host(number: int, absent_s: float = 0.0, store: bool = True) -> HostView:
 def member(number: int, **changes: object) -> MemberView:
     """The member on host1, host2 ...; healthy and caught up."""
     url = f"https://10.0.0.{number}:2380"
-    return replace(MemberView(number, f"host{number}", (url,), False, True), **changes)  # type: ignore[arg-type]
+    healthy = MemberView(number, f"host{number}", (url,), False, True)
+    return replace(healthy, **changes)  # type: ignore[arg-type]
 
 
 def learner(number: int, **changes: object) -> MemberView:
