@@ -12,6 +12,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+from trimaran.daemons.listening import SecureSocket
 from trimaran.daemons.refusals import Refusals
 from trimaran.daemons.secure_clients import HttpFactory, SecureClients
 from trimaran.daemons.tls import TLSSide
@@ -176,7 +177,6 @@ class GrpcServer:
         self,
         sockets: Sequence[socket.socket],
         http: HttpFactory | None = None,
-        secure: Sequence[socket.socket] = (),
         tls: TLSSide | None = None,
     ) -> None:
         """Begin to serve.
@@ -185,18 +185,21 @@ class GrpcServer:
             sockets: listening sockets; the server closes them.
             http: makes the protocol of a connection that does not speak HTTP/2 (an aiohttp
                 `web.Server`); None closes such connections.
-            secure: listening sockets whose clients come through TLS.
-            tls: for those.
+            tls: for those of the class SecureSocket.
 
         Raises:
             OSError: a socket cannot be watched.
         """
         self._http = http
+        secure = [listening for listening in sockets if isinstance(listening, SecureSocket)]
         for number, listening in enumerate(sockets):
+            if listening in secure:
+                continue
             listening.setblocking(False)
             self._engine.listen(listening.fileno(), number)
             listening.detach()
-        if tls is not None:
+        if secure:
+            assert tls is not None, "https URLs are refused without certificates"
             self._secure = SecureClients(self._engine, tls, http, self._turn_soon)
             await self._secure.listen(secure)
         self._loop.add_reader(self._fileno, self._turn)

@@ -188,7 +188,7 @@ class SecureClients:
     """Accepts clients through TLS and carries their bytes to an engine.
 
     Args:
-        engine: of the gRPC server.
+        engine: of the gRPC server; None closes clients of gRPC.
         tls: the clients' side; its ALPN puts http/1.1 before h2: clients of gRPC offer h2 alone,
             so that whoever offers both wants HTTP.
         http: makes the protocol of a client that does not speak HTTP/2; None closes it.
@@ -197,7 +197,7 @@ class SecureClients:
 
     def __init__(
         self,
-        engine: rpc.RpcServer,
+        engine: rpc.RpcServer | None,
         tls: TLSSide,
         http: HttpFactory | None,
         turn_soon: Callable[[], None],
@@ -255,8 +255,10 @@ class SecureClients:
         self._unsettled[client] = timer
 
     def attach(self, client: SecureClient) -> rpc.RpcChannel | None:
-        """It speaks gRPC; None where there is no room for it."""
+        """It speaks gRPC; None where there is no room for it, or no gRPC."""
         self.settled(client)
+        if self._engine is None:
+            return None
         try:
             channel = self._engine.attach()
         except OSError as error:
