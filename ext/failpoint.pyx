@@ -19,4 +19,4 @@ def names():
 
 def hit(str name):
     cdef int number = TABLE[name][0]
-    trimaran_failpoint(number)
+    trimaran_failpoint(<trimaran_failpoint_id>number)

@@ -262,6 +262,9 @@ cdef class Member:
     cdef trimaran_service *service
     cdef trimaran_member *member
     cdef readonly uint64_t member_id
+    cdef uint64_t cluster_id
+    cdef str state_directory
+    cdef size_t map_size_bytes
     cdef int open_log(self, str directory, uint64_t journal_size_bytes) except -1
     cdef int open_raft(self, object options) except -1
     cdef int open_service(self, object options, uint64_t incarnation) except -1

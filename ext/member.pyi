@@ -10,6 +10,8 @@ waits for that.
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from trimaran.ext.snapshot import Defragment, SnapshotReader
+
 PUT: Final = 1
 DELETE: Final = 2
 TXN: Final = 3
@@ -258,6 +260,16 @@ class Member:
 
     def progress(self) -> None:
         """Notify quiet watchers of the revision they have reached."""
+
+    def snapshot(self) -> SnapshotReader:
+        """Take a snapshot of what the state has committed."""
+
+    def defragment(self) -> Defragment:
+        """Begin a compact copy of the state.
+
+        Raises:
+            OSError: there is no room for it.
+        """
 
     def counts(self) -> dict[str, int]:
         """Return counters of requests, entries, watch streams and watchers."""

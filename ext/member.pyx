@@ -10,6 +10,9 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from trimaran.errors import ETCD_ERRORS, ConfigError, CorruptionError, etcd_error
+from trimaran.ext.snapshot import recover
+
+from trimaran.ext.snapshot cimport Defragment, SnapshotReader
 
 PUT = 1
 DELETE = 2
@@ -53,7 +56,11 @@ cdef class Member:
         cdef int code
         self.member_id = options.member_id
         directory = os.fsencode(options.state_directory)
+        self.cluster_id = options.cluster_id
+        self.state_directory = options.state_directory
+        self.map_size_bytes = options.map_size_bytes
         self.open_log(options.log_directory, options.journal_size_bytes)
+        recover(directory, trimaran_raftlog_first_index(self.log) - 1)
         state.directory = directory
         state.map_size_bytes = options.map_size_bytes
         state.hash_seed = options.hash_seed
@@ -521,6 +528,15 @@ cdef class Member:
     def progress(self):
         self.check()
         trimaran_watchhub_progress(self.hub)
+
+    def snapshot(self):
+        self.check()
+        return SnapshotReader.take(trimaran_mvcc_state(self.mvcc), self.cluster_id,
+                                   self.member_id)
+
+    def defragment(self):
+        self.check()
+        return Defragment.begin(self, self.mvcc, self.state_directory, self.map_size_bytes)
 
     def counts(self):
         cdef trimaran_service_counts service

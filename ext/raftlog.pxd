@@ -48,7 +48,8 @@ cdef extern from "trimaran/raftlog.h" nogil:
     void trimaran_raftlog_hard_state(trimaran_raftlog *log, trimaran_hard_state *out)
     int trimaran_raftlog_compact(trimaran_raftlog *log, uint64_t index)
     int trimaran_raftlog_settle(trimaran_raftlog *log)
-    int trimaran_raftlog_reset(trimaran_raftlog *log, uint64_t index, uint64_t term)
+    int trimaran_raftlog_reset(trimaran_raftlog *log, const trimaran_hard_state *hard_state,
+                               uint64_t index, uint64_t term)
 
     ctypedef struct trimaran_raftlog_status:
         uint64_t appends
@@ -82,7 +83,9 @@ cdef extern from "logthread.h" nogil:
     void trimaran_logthread_completed(trimaran_logthread *thread,
                                       trimaran_logthread_completion *out)
     void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index)
-    int trimaran_logthread_reset(trimaran_logthread *thread, uint64_t index, uint64_t term)
+    int trimaran_logthread_reset(trimaran_logthread *thread,
+                                 const trimaran_hard_state *hard_state, uint64_t index,
+                                 uint64_t term)
     int trimaran_logthread_stop(trimaran_logthread *thread)
 
 

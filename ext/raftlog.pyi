@@ -91,7 +91,12 @@ class RaftLog:
         """
     def compact(self, index: int) -> None:
         """Drop the entries up to and with index."""
-    def reset(self, index: int, term: int) -> None:
+    def reset(
+        self,
+        index: int,
+        term: int,
+        hard_state: HardState | tuple[int, int, int] | None = None,
+    ) -> None:
         """Drop everything, to go on after a snapshot of that index and term; durable."""
     def settle(self) -> None:
         """Move what is in the journal to LMDB."""

@@ -224,11 +224,12 @@ cdef class RaftLog:
             code = trimaran_raftlog_compact(log, index)
         check(code, self.directory)
 
-    def reset(self, uint64_t index, uint64_t term) -> None:
+    def reset(self, uint64_t index, uint64_t term, hard_state=None) -> None:
+        cdef Batch batch = Batch((), hard_state)
         cdef trimaran_raftlog *log = self.opened()
         cdef int code
         with nogil:
-            code = trimaran_raftlog_reset(log, index, term)
+            code = trimaran_raftlog_reset(log, batch.state_or_null, index, term)
         check(code, self.directory)
 
     def settle(self) -> None:
@@ -289,7 +290,7 @@ cdef class LogThread:
         cdef trimaran_logthread *thread = self.started()
         cdef int code
         with nogil:
-            code = trimaran_logthread_reset(thread, index, term)
+            code = trimaran_logthread_reset(thread, NULL, index, term)
         check(code, self.log.directory)
 
     def stop(self) -> None:

@@ -20,7 +20,8 @@ from trimaran.errors import ETCD_ERRORS
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
-    *("codec", "txncheck", "keyindex", "keytree", "leasetable", "state", "state_batch"),
+    *("codec", "txncheck", "keyindex", "keytree", "leasetable", "crc32c", "state"),
+    *("state_batch", "state_commit", "state_file"),
     *("mvcc", "mvcc_apply", "mvcc_compact", "mvcc_range", "mvcc_restore", "mvcc_txn"),
     *("mvcc_rows", "origintable", "rowtable", "payload", "proposal", "readqueue"),
     *("watchindex", "watchrange", "watchhub", "watchhub_send", "failpoint"),

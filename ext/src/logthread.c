@@ -462,7 +462,8 @@ void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index)
     pthread_mutex_unlock(&thread->lock);
 }
 
-int trimaran_logthread_reset(trimaran_logthread *thread, uint64_t index, uint64_t term)
+int trimaran_logthread_reset(trimaran_logthread *thread, const trimaran_hard_state *hard_state,
+                             uint64_t index, uint64_t term)
 {
     int error = 0;
 
@@ -476,7 +477,7 @@ int trimaran_logthread_reset(trimaran_logthread *thread, uint64_t index, uint64_
     pthread_mutex_unlock(&thread->lock);
     if (error != 0)
         return error;
-    error = trimaran_raftlog_reset(thread->log, index, term);
+    error = trimaran_raftlog_reset(thread->log, hard_state, index, term);
     pthread_mutex_lock(&thread->lock);
     thread->busy = 0;
     if (error == 0) {

@@ -49,7 +49,8 @@ void trimaran_logthread_compact(trimaran_logthread *thread, uint64_t index);
 
 /* Wait until all that is queued is durable, then drop everything as trimaran_raftlog_reset does. To
  * be called by the one who submits. -ENOSPC: nothing was reset, ask again; -EINVAL. */
-int trimaran_logthread_reset(trimaran_logthread *thread, uint64_t index, uint64_t term);
+int trimaran_logthread_reset(trimaran_logthread *thread, const trimaran_hard_state *hard_state,
+                             uint64_t index, uint64_t term);
 
 /* Make everything queued durable, stop both threads and free. Returns -ENOSPC if the queue could
  * not be written; nothing of it had been acknowledged. NULL is allowed. */

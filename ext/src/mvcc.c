@@ -91,6 +91,22 @@ void trimaran_mvcc_abandon(trimaran_mvcc *mvcc)
     free_memory(mvcc);
 }
 
+void trimaran_mvcc_replace(trimaran_mvcc *mvcc, trimaran_mvcc *fresh)
+{
+    trimaran_mvcc before = *mvcc;
+    trimaran_state_succeed(fresh->state, mvcc->state);
+    *mvcc = *fresh;
+    mvcc->cluster_id = before.cluster_id;
+    mvcc->member_id = before.member_id;
+    mvcc->term = before.term;
+    mvcc->observer = before.observer;
+    mvcc->observer_context = before.observer_context;
+    /* Whoever looks at the version of the rows finds that they are others. */
+    mvcc->rows.version += before.rows.version + 1;
+    *fresh = before;
+    fresh->observer = NULL;
+}
+
 void trimaran_mvcc_observe(trimaran_mvcc *mvcc, trimaran_mvcc_observer observer, void *context)
 {
     mvcc->observer = observer;

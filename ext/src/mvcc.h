@@ -44,6 +44,9 @@ int trimaran_mvcc_open(const trimaran_mvcc_options *options, trimaran_mvcc **out
 void trimaran_mvcc_close(trimaran_mvcc *mvcc);
 /* Close as a crash would: what is not committed is left to the log. */
 void trimaran_mvcc_abandon(trimaran_mvcc *mvcc);
+/* Put what fresh holds, opened on a later state, in the place of what mvcc holds, and the other way
+ * round: fresh is then to be abandoned. Who mvcc belongs to, its term and its observer stay. */
+void trimaran_mvcc_replace(trimaran_mvcc *mvcc, trimaran_mvcc *fresh);
 void trimaran_mvcc_observe(trimaran_mvcc *mvcc, trimaran_mvcc_observer observer, void *context);
 
 trimaran_state *trimaran_mvcc_state(trimaran_mvcc *mvcc);

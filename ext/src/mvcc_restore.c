@@ -62,8 +62,22 @@ static void restore_alarm(void *context, trimaran_slice key, trimaran_slice valu
         (trimaran_alarm){read_number(key.data + 6), (int32_t)key.data[14]};
 }
 
+/* A cluster restored from a snapshot may go on at a higher revision, so that what clients remember
+ * of the lost one is not mistaken for this one's. */
+static void restore_base(void *context, trimaran_slice key, trimaran_slice value)
+{
+    trimaran_mvcc *mvcc = context;
+    (void)key;
+    if (value.size != 8)
+        corrupt("the row of the base revision has a wrong size", mvcc->revision);
+    int64_t base = (int64_t)read_number(value.data);
+    if (base > mvcc->revision)
+        mvcc->revision = base;
+}
+
 void trimaran_restore(trimaran_mvcc *mvcc)
 {
+    trimaran_state_rows(mvcc->state, trimaran_slice_of("revision/base", 13), restore_base, mvcc);
     trimaran_state_rows(mvcc->state, trimaran_slice_of("lease/", 6), restore_lease, mvcc);
     trimaran_state_rows(mvcc->state, trimaran_slice_of("alarm/", 6), restore_alarm, mvcc);
     trimaran_restore_rows(mvcc);

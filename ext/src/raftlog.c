@@ -461,7 +461,8 @@ static void forget_all(trimaran_raftlog *log, const trimaran_log_marker *marker,
     pthread_mutex_unlock(&log->state);
 }
 
-int trimaran_raftlog_reset(trimaran_raftlog *log, uint64_t index, uint64_t term)
+int trimaran_raftlog_reset(trimaran_raftlog *log, const trimaran_hard_state *hard_state,
+                           uint64_t index, uint64_t term)
 {
     trimaran_log_marker marker = {index, term};
     trimaran_log_position position;
@@ -480,6 +481,8 @@ int trimaran_raftlog_reset(trimaran_raftlog *log, uint64_t index, uint64_t term)
     pthread_mutex_unlock(&log->state);
     if (now.commit > index || index == 0 || term == 0)
         error = -EINVAL;
+    if (hard_state != NULL)
+        now = *hard_state;
     now.commit = index;
     if (error == 0)
         error = trimaran_logtable_reset(&log->table, &marker, &now, &position);

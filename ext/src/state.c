@@ -1,307 +1,19 @@
 /* The state store over LMDB; see state.h. */
 #define _GNU_SOURCE
-#include "state.h"
-
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <lmdb.h>
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdio.h>
 #include <sys/eventfd.h>
-#include <sys/statvfs.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "failpoint.h"
-#include "state_batch.h"
+#include "state_internal.h"
 
-enum { REVISION_SIZE = 16, RETRY_MS = 500, SPARE_BYTES = 1 << 20, LOCK_FILE_BYTES = 16384 };
-
-/* Disk space held ready beyond what the next commit may take. */
-enum { RESERVE_AHEAD_BYTES = 16 << 20 };
-
-struct trimaran_state {
-    MDB_env *env;
-    MDB_dbi changes, rows;
-    MDB_txn *reader;          /* the loop's view of what is committed */
-    trimaran_batch batches[2];
-    trimaran_batch *open;     /* being filled by the loop */
-    trimaran_batch *sealed;   /* being committed, NULL where the thread is idle */
-    uint64_t applied_index, applied_term, persisted_index;
-    uint64_t batch_number, committed_batch;
-    pthread_t thread;
-    pthread_mutex_t mutex;    /* guards the four fields below */
-    pthread_cond_t changed;
-    trimaran_batch *work;
-    bool done, stop;
-    int event_fd;
-    off_t reserved; /* bytes of the file whose blocks the disk has promised */
-    _Atomic int error;
-    _Atomic int64_t size_total, size_in_use;
-};
-
-static const trimaran_slice applied_key = {(const uint8_t *)"applied", 7};
-
-/* Keys of the table of changes: main and sub revision in big-endian order, then 't' where the
- * change is a tombstone, as etcd's own backend marks it. */
-static size_t write_revision(uint8_t *at, int64_t main, int32_t sub, bool tombstone)
+static int load_facts(trimaran_state *state)
 {
-    for (int i = 0; i < 8; i++) {
-        at[i] = (uint8_t)((uint64_t)main >> (56 - 8 * i));
-        at[8 + i] = (uint8_t)((uint64_t)sub >> (56 - 8 * i));
-    }
-    at[REVISION_SIZE] = 't';
-    return REVISION_SIZE + (size_t)tombstone;
-}
-
-static uint64_t read_number(const uint8_t *at)
-{
-    uint64_t number = 0;
-    for (int i = 0; i < 8; i++)
-        number = number << 8 | at[i];
-    return number;
-}
-
-static void write_number(uint8_t *at, uint64_t number)
-{
-    for (int i = 0; i < 8; i++)
-        at[i] = (uint8_t)(number >> (56 - 8 * i));
-}
-
-static _Noreturn void die(const char *what, int code)
-{
-    fprintf(stderr, "trimaran: state store: %s: %s\n", what, mdb_strerror(code));
-    abort();
-}
-
-static int commit_changes(trimaran_state *state, MDB_txn *txn, const trimaran_batch *batch)
-{
-    uint8_t revision[REVISION_SIZE + 1];
-    for (size_t i = 0; i < batch->count; i++) {
-        const trimaran_change *change = &batch->changes[i];
-        MDB_val key = {write_revision(revision, change->main, change->sub, change->tombstone),
-                       revision};
-        MDB_val value = {change->size, (void *)change->data};
-        int code = mdb_put(txn, state->changes, &key, &value, MDB_APPEND);
-        if (code != 0)
-            return code;
-    }
-    for (size_t i = 0; i < batch->forgotten_count; i++) {
-        const trimaran_change *change = &batch->forgotten[i];
-        MDB_val key = {write_revision(revision, change->main, change->sub, change->tombstone),
-                       revision};
-        int code = mdb_del(txn, state->changes, &key, NULL);
-        if (code != 0 && code != MDB_NOTFOUND)
-            return code;
-    }
-    return 0;
-}
-
-static int commit_rows(trimaran_state *state, MDB_txn *txn, const trimaran_batch *batch)
-{
-    for (size_t i = 0; i < batch->row_count; i++) {
-        const trimaran_row *row = &batch->rows[i];
-        MDB_val key = {row->key.size, (void *)row->key.data};
-        MDB_val value = {row->value.size, (void *)row->value.data};
-        int code = row->value.data ? mdb_put(txn, state->rows, &key, &value, 0)
-                                   : mdb_del(txn, state->rows, &key, NULL);
-        if (code != 0 && code != MDB_NOTFOUND)
-            return code;
-    }
-    uint8_t applied[16];
-    write_number(applied, batch->applied_index);
-    write_number(applied + 8, batch->applied_term);
-    MDB_val key = {applied_key.size, (void *)applied_key.data}, value = {sizeof applied, applied};
-    return mdb_put(txn, state->rows, &key, &value, 0);
-}
-
-static void measure_tables(trimaran_state *state, MDB_txn *txn)
-{
-    MDB_stat changes, rows;
-    mdb_stat(txn, state->changes, &changes);
-    mdb_stat(txn, state->rows, &rows);
-    size_t pages = changes.ms_branch_pages + changes.ms_leaf_pages + changes.ms_overflow_pages +
-                   rows.ms_branch_pages + rows.ms_leaf_pages + rows.ms_overflow_pages;
-    atomic_store(&state->size_in_use, (int64_t)(pages * changes.ms_psize));
-}
-
-static int64_t used_bytes(const trimaran_state *state)
-{
-    MDB_envinfo info;
-    MDB_stat stat;
-    mdb_env_info(state->env, &info);
-    mdb_env_stat(state->env, &stat);
-    return (int64_t)((info.me_last_pgno + 1) * stat.ms_psize);
-}
-
-/* Have the disk promise the blocks a commit may write. LMDB reports a disk that fills up in the
- * middle of a commit as an input or output error, which cannot be told from a broken disk. */
-static int reserve_space(trimaran_state *state, const trimaran_batch *batch)
-{
-    int64_t used = used_bytes(state), in_use = atomic_load(&state->size_in_use);
-    /* A deletion may copy a leaf and a branch, all of them no more than the whole tree. */
-    int64_t deletions = (int64_t)batch->forgotten_count * 8192;
-    int64_t need = used + (int64_t)batch->bytes * 2 + (1 << 20) +
-                   (deletions < in_use ? deletions : in_use);
-    int fd;
-    if (need <= state->reserved || mdb_env_get_fd(state->env, &fd) != 0)
-        return 0;
-    int64_t target = need + RESERVE_AHEAD_BYTES;
-    if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, target) != 0 && errno == ENOSPC) {
-        target = need;
-        if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, target) != 0)
-            return errno;
-    }
-    /* A file system that cannot promise space is used as it is. */
-    state->reserved = target;
-    return 0;
-}
-
-static int commit(trimaran_state *state, const trimaran_batch *batch)
-{
-    MDB_txn *txn;
-    trimaran_failpoint(TRIMARAN_FAIL_STATE_PERSIST_BEFORE);
-    int code = reserve_space(state, batch);
-    if (code == 0)
-        code = mdb_txn_begin(state->env, NULL, 0, &txn);
+    int code = trimaran_applied_load(state->file, state->reader, &state->applied_index,
+                                     &state->applied_term);
+    state->persisted_index = state->applied_index;
     if (code != 0)
-        return code;
-    code = commit_changes(state, txn, batch);
-    if (code == 0)
-        code = commit_rows(state, txn, batch);
-    if (code != 0) {
-        mdb_txn_abort(txn);
-        return code;
-    }
-    measure_tables(state, txn);
-    code = mdb_txn_commit(txn);
-    trimaran_failpoint(TRIMARAN_FAIL_STATE_PERSIST_AFTER);
-    if (code == 0)
-        atomic_store(&state->size_total, used_bytes(state));
-    return code;
-}
-
-/* Where the disk cannot promise blocks, LMDB still calls a write that ends short EIO. */
-static bool is_full(trimaran_state *state, const trimaran_batch *batch, int code)
-{
-    struct statvfs facts;
-    int fd;
-    if (code != EIO)
-        return code == ENOSPC || code == EDQUOT || code == MDB_MAP_FULL;
-    if (mdb_env_get_fd(state->env, &fd) != 0 || fstatvfs(fd, &facts) != 0)
-        return false;
-    return (uint64_t)facts.f_bavail * facts.f_frsize < batch->bytes + SPARE_BYTES;
-}
-
-/* A full disk is waited out: the log keeps what is acknowledged, and the batch stays in memory. Any
- * other failure leaves the environment in doubt, so the process ends and recovers by replay. */
-static void commit_until_done(trimaran_state *state, const trimaran_batch *batch)
-{
-    int code;
-    while ((code = commit(state, batch)) != 0) {
-        if (!is_full(state, batch, code))
-            die("commit", code);
-        atomic_store(&state->error, code == EDQUOT ? EDQUOT : ENOSPC);
-        pthread_mutex_lock(&state->mutex);
-        pthread_cond_broadcast(&state->changed);
-        pthread_mutex_unlock(&state->mutex);
-        struct timespec pause = {0, RETRY_MS * 1000000L};
-        nanosleep(&pause, NULL);
-        pthread_mutex_lock(&state->mutex);
-        bool stop = state->stop;
-        pthread_mutex_unlock(&state->mutex);
-        if (stop)
-            return;
-    }
-    atomic_store(&state->error, 0);
-}
-
-static void *run_thread(void *argument)
-{
-    trimaran_state *state = argument;
-    pthread_mutex_lock(&state->mutex);
-    for (;;) {
-        while (state->work == NULL && !state->stop)
-            pthread_cond_wait(&state->changed, &state->mutex);
-        if (state->work == NULL)
-            break;
-        trimaran_batch *batch = state->work;
-        pthread_mutex_unlock(&state->mutex);
-        commit_until_done(state, batch);
-        pthread_mutex_lock(&state->mutex);
-        state->work = NULL;
-        state->done = true;
-        pthread_cond_broadcast(&state->changed);
-        uint64_t one = 1;
-        if (write(state->event_fd, &one, sizeof one) != sizeof one)
-            assert(errno == EAGAIN);
-    }
-    pthread_mutex_unlock(&state->mutex);
-    return NULL;
-}
-
-static int open_tables(trimaran_state *state)
-{
-    MDB_txn *txn;
-    MDB_val key = {applied_key.size, (void *)applied_key.data}, value;
-    int code = mdb_txn_begin(state->env, NULL, 0, &txn);
-    if (code != 0)
-        return code;
-    code = mdb_dbi_open(txn, "changes", MDB_CREATE, &state->changes);
-    if (code == 0)
-        code = mdb_dbi_open(txn, "rows", MDB_CREATE, &state->rows);
-    if (code == 0 && mdb_get(txn, state->rows, &key, &value) == 0) {
-        if (value.mv_size != 16)
-            die("the applied index has a wrong size", MDB_CORRUPTED);
-        state->applied_index = read_number(value.mv_data);
-        state->applied_term = read_number((const uint8_t *)value.mv_data + 8);
-        state->persisted_index = state->applied_index;
-    }
-    if (code != 0) {
-        mdb_txn_abort(txn);
-        return code;
-    }
-    measure_tables(state, txn);
-    code = mdb_txn_commit(txn);
-    if (code == 0)
-        atomic_store(&state->size_total, used_bytes(state));
-    return code;
-}
-
-/* LMDB maps its lock file without reserving its blocks: on a full disk the first touch would be
- * SIGBUS. */
-static int reserve_lock_file(const char *directory)
-{
-    char path[PATH_MAX];
-    if ((size_t)snprintf(path, sizeof path, "%s/lock.mdb", directory) >= sizeof path)
-        return ENAMETOOLONG;
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return errno;
-    int code = posix_fallocate(fd, 0, LOCK_FILE_BYTES);
-    close(fd);
-    return code;
-}
-
-static int open_environment(trimaran_state *state, const char *directory, size_t map_size_bytes)
-{
-    int code = reserve_lock_file(directory);
-    if (code == 0)
-        code = mdb_env_create(&state->env);
-    if (code == 0)
-        code = mdb_env_set_mapsize(state->env, map_size_bytes);
-    if (code == 0)
-        code = mdb_env_set_maxdbs(state->env, 4);
-    /* Readers jump about the file, so read-ahead would fetch what nobody asked for. */
-    if (code == 0)
-        code = mdb_env_open(state->env, directory, MDB_NOTLS | MDB_NORDAHEAD, 0600);
-    if (code == 0)
-        code = open_tables(state);
-    if (code == 0)
-        code = mdb_txn_begin(state->env, NULL, MDB_RDONLY, &state->reader);
-    return code;
+        trimaran_state_die("the applied index cannot be read", code);
+    return 0;
 }
 
 int trimaran_state_open(const char *directory, size_t map_size_bytes, trimaran_state **out)
@@ -309,7 +21,11 @@ int trimaran_state_open(const char *directory, size_t map_size_bytes, trimaran_s
     trimaran_state *state = trimaran_allocate(sizeof *state);
     *state = (trimaran_state){.event_fd = -1, .batch_number = 1};
     state->open = &state->batches[0];
-    int code = open_environment(state, directory, map_size_bytes);
+    int code = trimaran_state_file_open(directory, map_size_bytes, 0, &state->file);
+    if (code == 0)
+        code = mdb_txn_begin(state->file->env, NULL, MDB_RDONLY, &state->reader);
+    if (code == 0)
+        code = load_facts(state);
     if (code == 0) {
         state->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
         code = state->event_fd < 0 ? errno : 0;
@@ -317,13 +33,12 @@ int trimaran_state_open(const char *directory, size_t map_size_bytes, trimaran_s
     if (code == 0) {
         pthread_mutex_init(&state->mutex, NULL);
         pthread_cond_init(&state->changed, NULL);
-        code = pthread_create(&state->thread, NULL, run_thread, state);
+        code = pthread_create(&state->thread, NULL, trimaran_state_run, state);
     }
     if (code != 0) {
         if (state->reader != NULL)
             mdb_txn_abort(state->reader);
-        if (state->env != NULL)
-            mdb_env_close(state->env);
+        trimaran_state_file_release(state->file);
         if (state->event_fd >= 0)
             close(state->event_fd);
         free(state);
@@ -331,24 +46,6 @@ int trimaran_state_open(const char *directory, size_t map_size_bytes, trimaran_s
     }
     *out = state;
     return 0;
-}
-
-void trimaran_state_wait(trimaran_state *state)
-{
-    pthread_mutex_lock(&state->mutex);
-    while (state->work != NULL && trimaran_state_error(state) == 0)
-        pthread_cond_wait(&state->changed, &state->mutex);
-    pthread_mutex_unlock(&state->mutex);
-    trimaran_state_collect(state);
-}
-
-void trimaran_state_close(trimaran_state *state)
-{
-    /* On a disk that stays full the last batches are left to the log's replay. */
-    trimaran_state_wait(state);
-    if (trimaran_state_error(state) == 0 && trimaran_state_seal(state))
-        trimaran_state_wait(state);
-    trimaran_state_abandon(state);
 }
 
 void trimaran_state_abandon(trimaran_state *state)
@@ -359,13 +56,24 @@ void trimaran_state_abandon(trimaran_state *state)
     pthread_mutex_unlock(&state->mutex);
     pthread_join(state->thread, NULL);
     mdb_txn_abort(state->reader);
-    mdb_env_close(state->env);
+    trimaran_state_file_release(state->file);
     close(state->event_fd);
     trimaran_batch_free(&state->batches[0]);
     trimaran_batch_free(&state->batches[1]);
     pthread_mutex_destroy(&state->mutex);
     pthread_cond_destroy(&state->changed);
+    free(state->dropped);
     free(state);
+}
+
+void trimaran_state_close(trimaran_state *state)
+{
+    /* On a disk that stays full the last batches are left to the log's replay. */
+    state->held = false;
+    trimaran_state_wait(state);
+    if (trimaran_state_error(state) == 0 && trimaran_state_seal(state))
+        trimaran_state_wait(state);
+    trimaran_state_abandon(state);
 }
 
 trimaran_change trimaran_state_append(trimaran_state *state, int64_t main, int32_t sub,
@@ -424,11 +132,11 @@ trimaran_slice trimaran_state_read(trimaran_state *state, int64_t main, int32_t 
         change = trimaran_batch_find(state->sealed, main, sub);
     if (change != NULL)
         return trimaran_slice_of(change->data, change->size);
-    uint8_t revision[REVISION_SIZE + 1];
-    MDB_val key = {write_revision(revision, main, sub, false), revision}, value;
-    int code = mdb_get(state->reader, state->changes, &key, &value);
+    uint8_t revision[TRIMARAN_REVISION_SIZE_MAX];
+    MDB_val key = {trimaran_revision_write(revision, main, sub, false), revision}, value;
+    int code = mdb_get(state->reader, state->file->changes, &key, &value);
     if (code != 0)
-        die("a revision that the index names cannot be read", code);
+        trimaran_state_die("a revision that the index names cannot be read", code);
     return trimaran_slice_of(value.mv_data, value.mv_size);
 }
 
@@ -447,25 +155,22 @@ static bool scan_committed(trimaran_state *state, int64_t from, trimaran_change_
                            void *context)
 {
     MDB_cursor *cursor;
-    uint8_t revision[REVISION_SIZE + 1];
-    MDB_val key = {write_revision(revision, from, 0, false), revision}, value;
-    int code = mdb_cursor_open(state->reader, state->changes, &cursor);
+    uint8_t revision[TRIMARAN_REVISION_SIZE_MAX];
+    MDB_val key = {trimaran_revision_write(revision, from, 0, false), revision}, value;
+    int code = mdb_cursor_open(state->reader, state->file->changes, &cursor);
     if (code != 0)
-        die("scan", code);
+        trimaran_state_die("scan", code);
     bool more = true;
     code = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
     for (; code == 0 && more; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) {
-        const uint8_t *at = key.mv_data;
-        if (key.mv_size != REVISION_SIZE && key.mv_size != REVISION_SIZE + 1)
-            die("a key of the table of changes has a wrong size", MDB_CORRUPTED);
-        trimaran_change change = {(int64_t)read_number(at), (int32_t)read_number(at + 8),
-                                  key.mv_size > REVISION_SIZE, (uint32_t)value.mv_size,
-                                  value.mv_data};
+        trimaran_change change;
+        if (!trimaran_revision_read(&key, &value, &change))
+            trimaran_state_die("a key of the table of changes has a wrong size", MDB_CORRUPTED);
         more = visit(context, &change);
     }
     mdb_cursor_close(cursor);
     if (code != 0 && code != MDB_NOTFOUND)
-        die("scan", code);
+        trimaran_state_die("scan", code);
     return more;
 }
 
@@ -488,9 +193,9 @@ void trimaran_state_rows(trimaran_state *state, trimaran_slice prefix, trimaran_
 {
     MDB_cursor *cursor;
     MDB_val key = {prefix.size, (void *)prefix.data}, value;
-    int code = mdb_cursor_open(state->reader, state->rows, &cursor);
+    int code = mdb_cursor_open(state->reader, state->file->rows, &cursor);
     if (code != 0)
-        die("rows", code);
+        trimaran_state_die("rows", code);
     code = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
     for (; code == 0; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) {
         if (key.mv_size < prefix.size || memcmp(key.mv_data, prefix.data, prefix.size) != 0)
@@ -504,6 +209,18 @@ void trimaran_state_rows(trimaran_state *state, trimaran_slice prefix, trimaran_
 int trimaran_state_event_fd(const trimaran_state *state)
 {
     return state->event_fd;
+}
+
+static void track_dropped(trimaran_state *state, const trimaran_batch *batch)
+{
+    size_t wanted = state->dropped_count + batch->forgotten_count;
+    if (wanted > state->dropped_capacity) {
+        state->dropped_capacity = wanted * 2;
+        state->dropped = trimaran_reallocate(state->dropped,
+                                             state->dropped_capacity * sizeof *state->dropped);
+    }
+    for (size_t i = 0; i < batch->forgotten_count; i++)
+        state->dropped[state->dropped_count++] = batch->forgotten[i];
 }
 
 bool trimaran_state_collect(trimaran_state *state)
@@ -521,18 +238,20 @@ bool trimaran_state_collect(trimaran_state *state)
         return false;
     state->persisted_index = state->sealed->applied_index;
     state->committed_batch = state->batch_number - 1;
+    if (state->tracking)
+        track_dropped(state, state->sealed);
     trimaran_batch_clear(state->sealed);
     state->sealed = NULL;
     mdb_txn_reset(state->reader);
     int code = mdb_txn_renew(state->reader);
     if (code != 0)
-        die("reader", code);
+        trimaran_state_die("reader", code);
     return true;
 }
 
 bool trimaran_state_seal(trimaran_state *state)
 {
-    if (state->sealed != NULL || !state->open->touched)
+    if (state->sealed != NULL || !state->open->touched || state->held)
         return false;
     state->open->applied_index = state->applied_index;
     state->open->applied_term = state->applied_term;
@@ -568,6 +287,62 @@ int trimaran_state_error(const trimaran_state *state)
 
 void trimaran_state_sizes(const trimaran_state *state, int64_t *total, int64_t *in_use)
 {
-    *total = atomic_load(&((trimaran_state *)state)->size_total);
-    *in_use = atomic_load(&((trimaran_state *)state)->size_in_use);
+    *total = atomic_load(&state->file->size_total);
+    *in_use = atomic_load(&state->file->size_in_use);
+}
+
+void trimaran_state_hold(trimaran_state *state, bool held)
+{
+    state->held = held;
+}
+
+bool trimaran_state_is_idle(const trimaran_state *state)
+{
+    return state->sealed == NULL;
+}
+
+void trimaran_state_track(trimaran_state *state, bool tracking)
+{
+    state->tracking = tracking;
+    free(state->dropped);
+    state->dropped = NULL;
+    state->dropped_count = state->dropped_capacity = 0;
+}
+
+trimaran_change *trimaran_state_take_dropped(trimaran_state *state, size_t *count)
+{
+    trimaran_change *dropped = state->dropped;
+    *count = state->dropped_count;
+    state->dropped = NULL;
+    state->dropped_count = state->dropped_capacity = 0;
+    return dropped;
+}
+
+void trimaran_state_succeed(trimaran_state *fresh, trimaran_state *state)
+{
+    assert(fresh->sealed == NULL && !fresh->open->touched);
+    pthread_mutex_lock(&state->mutex);
+    int event_fd = state->event_fd;
+    state->event_fd = fresh->event_fd;
+    pthread_mutex_unlock(&state->mutex);
+    pthread_mutex_lock(&fresh->mutex);
+    fresh->event_fd = event_fd;
+    pthread_mutex_unlock(&fresh->mutex);
+    /* Whoever waits for a batch of the old state has what it waits for in the new one. */
+    fresh->batch_number = state->batch_number + 1;
+    fresh->committed_batch = state->batch_number;
+}
+
+int trimaran_state_move(trimaran_state *state, trimaran_state_file *file)
+{
+    MDB_txn *reader;
+    assert(state->held && state->sealed == NULL);
+    int code = mdb_txn_begin(file->env, NULL, MDB_RDONLY, &reader);
+    if (code != 0)
+        return code > 0 ? -code : -EUCLEAN;
+    mdb_txn_abort(state->reader);
+    trimaran_state_file_release(state->file);
+    state->reader = reader;
+    state->file = trimaran_state_file_retain(file);
+    return 0;
 }

@@ -72,6 +72,21 @@ size_t trimaran_state_pending_bytes(const trimaran_state *state);
 /* The errno of the commit that is being retried (ENOSPC), 0 where all is well. */
 int trimaran_state_error(const trimaran_state *state);
 
+/* While held, no batch goes to the thread. */
+void trimaran_state_hold(trimaran_state *state, bool held);
+/* Whether the thread has nothing to do, and its last commit was collected. */
+bool trimaran_state_is_idle(const trimaran_state *state);
+/* Note from now on, or no more, which changes compaction drops in what is committed. */
+void trimaran_state_track(trimaran_state *state, bool tracking);
+/* Take what was noted since track or the last call; the caller frees it. */
+trimaran_change *trimaran_state_take_dropped(trimaran_state *state, size_t *count);
+/* Let fresh, where nothing happened yet, stand in for state: take over what others know of it, its
+ * event's descriptor and the numbers of its batches. */
+void trimaran_state_succeed(trimaran_state *fresh, trimaran_state *state);
+/* Go on with another file of the same content. The state is held and idle. */
+typedef struct trimaran_state_file trimaran_state_file;
+int trimaran_state_move(trimaran_state *state, trimaran_state_file *file);
+
 /* Size of the file's used part, and of what the data itself occupies, in bytes. */
 void trimaran_state_sizes(const trimaran_state *state, int64_t *total, int64_t *in_use);
 

@@ -316,6 +316,20 @@ void trimaran_watchhub_observe(void *context, int64_t revision, const trimaran_c
     }
 }
 
+void trimaran_watchhub_replaced(trimaran_watchhub *hub, int64_t revision_before)
+{
+    int64_t revision = trimaran_mvcc_revision(hub->mvcc);
+    for (trimaran_watch_stream *stream = hub->streams; stream; stream = stream->next) {
+        for (size_t i = 0; i < stream->count; i++) {
+            trimaran_watcher *watcher = stream->watchers[i];
+            int64_t next = watcher->next_revision > revision_before ? watcher->next_revision
+                                                                    : revision_before + 1;
+            if (watcher->registration != NULL && next <= revision)
+                trimaran_watcher_set_behind(hub, watcher, next);
+        }
+    }
+}
+
 void trimaran_watchhub_progress(trimaran_watchhub *hub)
 {
     trimaran_watch_answer answer = {.revision = trimaran_mvcc_revision(hub->mvcc)};

@@ -30,6 +30,10 @@ void trimaran_watchhub_observe(void *context, int64_t revision, const trimaran_c
  * once, that is, where to call it again soon. */
 bool trimaran_watchhub_step(trimaran_watchhub *hub);
 
+/* The state was replaced by a later one, from a snapshot: whoever had all up to revision_before
+ * goes on from there by reading history, or learns that it is compacted. */
+void trimaran_watchhub_replaced(trimaran_watchhub *hub, int64_t revision_before);
+
 /* Send a progress notification to every watcher that asked for them and had no event since the
  * last call. */
 void trimaran_watchhub_progress(trimaran_watchhub *hub);

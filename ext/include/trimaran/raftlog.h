@@ -99,9 +99,10 @@ void trimaran_raftlog_hard_state(trimaran_raftlog *log, trimaran_hard_state *out
 int trimaran_raftlog_compact(trimaran_raftlog *log, uint64_t index);
 
 /* Drop everything, to go on after a snapshot of that index and term: first_index becomes index + 1.
- * The hard state keeps term and vote, its commit becomes index. Durable on return; whole or not at
- * all. -EINVAL where more than index is committed here. */
-int trimaran_raftlog_reset(trimaran_raftlog *log, uint64_t index, uint64_t term);
+ * The hard state (the one given, or where it is NULL the one held) gets index as its commit.
+ * Durable on return; whole or not at all. -EINVAL where more than index is committed here. */
+int trimaran_raftlog_reset(trimaran_raftlog *log, const trimaran_hard_state *hard_state,
+                           uint64_t index, uint64_t term);
 
 /* Move what is in the journal to LMDB now; appends go on meanwhile. */
 int trimaran_raftlog_settle(trimaran_raftlog *log);

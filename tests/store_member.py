@@ -1,0 +1,114 @@
+"""One member of the store's engine in this process, driven by hand: no server, no loop."""
+
+import select
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimaran.errors import ETCD_ERRORS, etcd_error
+from trimaran.ext import member as engine
+from trimaran.wire import etcd_pb2 as pb
+
+LEADER = 2
+ERROR_NAMES = ("", *ETCD_ERRORS)
+WAIT_S = 0.02
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a member is opened with."""
+
+    log_directory: str
+    state_directory: str
+    cluster_id: int = 7
+    member_id: int = 9
+    election_ticks: int = 10
+    heartbeat_ticks: int = 1
+    max_txn_ops: int = 128
+    max_request_bytes: int = 1 << 20
+    quota_bytes: int = 0
+    hash_seed: int = 1
+    seed: int = 2
+    journal_size_bytes: int = 1 << 20
+    map_size_bytes: int = 1 << 34
+    max_pending_bytes: int = 1 << 30
+    max_uncommitted_bytes: int = 1 << 26
+
+
+class LocalMember:
+    """A member alone in its group, with its data below a directory.
+
+    Args:
+        directory: made where it is missing.
+    """
+
+    def __init__(self, directory: Path, **changes: Any) -> None:
+        for folder in ("log", "state"):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
+        self.state = directory / "state"
+        self.options = Options(str(directory / "log"), str(self.state), **changes)
+        self.member = engine.Member(self.options)
+        self.token = 0
+        self.member.campaign()
+        self._turn_until(self._leads)
+
+    def __enter__(self) -> "LocalMember":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.member.close()
+
+    def _leads(self) -> bool:
+        status = self.member.status()
+        return status["role"] == LEADER and status["applied"] == status["last_index"]
+
+    def _turn_until(self, done: Any) -> None:
+        with select.epoll() as poll:
+            poll.register(self.member.log_fd, select.EPOLLIN)
+            while True:
+                again = self.member.turn()
+                if done():
+                    return
+                if not again:
+                    poll.poll(WAIT_S)
+
+    def apply(self, kind: int, request: Any) -> int:
+        """Put one operation through the log; returns the revision after it."""
+        self.token += 1
+        self.member.submit(kind, request.SerializeToString(), self.token)
+        found: list[tuple[int, ...]] = []
+
+        def done() -> bool:
+            found.extend(r for r in self.member.results() if r[0] == self.token)
+            return bool(found)
+
+        self._turn_until(done)
+        _, _, error, revision, *_ = found[0]
+        if error:
+            raise etcd_error(ERROR_NAMES[error])
+        return revision
+
+    def put(self, key: bytes, value: bytes = b"", lease: int = 0) -> int:
+        return self.apply(engine.PUT, pb.PutRequest(key=key, value=value, lease=lease))
+
+    def delete(self, key: bytes, end: bytes = b"") -> int:
+        return self.apply(engine.DELETE, pb.DeleteRangeRequest(key=key, range_end=end))
+
+    def compact(self, revision: int) -> int:
+        """Compact and wait until that is done."""
+        reply = self.apply(engine.COMPACT, pb.CompactionRequest(revision=revision))
+        while self.member.turn():
+            pass
+        return reply
+
+    def grant(self, lease: int, ttl_s: int) -> None:
+        self.apply(engine.LEASE_GRANT, pb.LeaseGrantRequest(ID=lease, TTL=ttl_s))
+
+    def commit(self) -> None:
+        """Commit everything that is applied."""
+        while self.member.pending_bytes > 0:
+            self.member.seal()
+            with select.epoll() as poll:
+                poll.register(self.member.state_fd, select.EPOLLIN)
+                poll.poll(5)
+            self.member.collect()
