@@ -12,6 +12,10 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+from trimaran.daemons.listening import SecureSocket
+from trimaran.daemons.refusals import Refusals
+from trimaran.daemons.secure_clients import HttpFactory, SecureClients
+from trimaran.daemons.tls import TLSSide
 from trimaran.errors import StatusCode, StoreError
 from trimaran.ext import rpc
 
@@ -111,7 +115,6 @@ class Call:
 
 UnaryMethod = Callable[[bytes, Call], Awaitable[bytes]]
 StreamMethod = Callable[[Call], Awaitable[None]]
-HttpFactory = Callable[[], asyncio.Protocol]
 
 
 class GrpcServer:
@@ -137,6 +140,8 @@ class GrpcServer:
         self._methods: dict[str, StreamMethod] = {}
         self._services: set[str] = set()
         self._http: HttpFactory | None = None
+        self._secure: SecureClients | None = None
+        self._turn_handle: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_handle: asyncio.Handle | None = None
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -169,7 +174,10 @@ class GrpcServer:
         self._services.add(name)
 
     async def start(
-        self, sockets: Sequence[socket.socket], http: HttpFactory | None = None
+        self,
+        sockets: Sequence[socket.socket],
+        http: HttpFactory | None = None,
+        tls: TLSSide | None = None,
     ) -> None:
         """Begin to serve.
 
@@ -177,15 +185,23 @@ class GrpcServer:
             sockets: listening sockets; the server closes them.
             http: makes the protocol of a connection that does not speak HTTP/2 (an aiohttp
                 `web.Server`); None closes such connections.
+            tls: for those of the class SecureSocket.
 
         Raises:
             OSError: a socket cannot be watched.
         """
         self._http = http
+        secure = [listening for listening in sockets if isinstance(listening, SecureSocket)]
         for number, listening in enumerate(sockets):
+            if listening in secure:
+                continue
             listening.setblocking(False)
             self._engine.listen(listening.fileno(), number)
             listening.detach()
+        if secure:
+            assert tls is not None, "https URLs are refused without certificates"
+            self._secure = SecureClients(self._engine, tls, http, self._turn_soon)
+            await self._secure.listen(secure)
         self._loop.add_reader(self._fileno, self._turn)
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
 
@@ -206,12 +222,19 @@ class GrpcServer:
         if self._engine.pending:
             for event in self._engine.events():
                 self._deliver(*event)
+        if self._secure is not None:
+            self._secure.send_replies()
         if self._all_gone is not None and self._engine.counters()["connections"] == 0:
             self._all_gone.set()
 
     def counters(self) -> dict[str, int]:
         """Return the engine's counters, by the names of `trimaran_rpc_counters`."""
         return self._engine.counters()
+
+    @property
+    def refusals(self) -> Refusals | None:
+        """Clients that were not let in, None where TLS is off."""
+        return None if self._secure is None else self._secure.refusals
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Stop accepting, end streams, let other open calls finish, then end what is left.
@@ -222,6 +245,8 @@ class GrpcServer:
         if self._closed or self._all_gone is not None:
             return
         self._all_gone = asyncio.Event()
+        if self._secure is not None:
+            self._secure.stop_listening()
         self._engine.shutdown()
         self.flush_soon()
         final_word = self._loop.call_later(min(NOTICE_S, grace_s), self._end_streams)
@@ -249,9 +274,15 @@ class GrpcServer:
             self.before_flush()
         self.flush()
         if more:
-            self._loop.call_soon(self._turn_again)
+            self._turn_soon()
+
+    def _turn_soon(self) -> None:
+        """Have a turn once all clients that have bytes now were read from."""
+        if self._turn_handle is None:
+            self._turn_handle = self._loop.call_soon(self._turn_again)
 
     def _turn_again(self) -> None:
+        self._turn_handle = None
         if not self._closed:
             self._turn()
 
@@ -271,6 +302,11 @@ class GrpcServer:
         if kind == rpc.FOREIGN:
             assert isinstance(subject, int)
             self._run(self._serve_foreign(subject))
+            return
+        if kind == rpc.OUTPUT:
+            assert isinstance(subject, rpc.RpcChannel)
+            if self._secure is not None:
+                self._secure.has_output(subject)
             return
         assert isinstance(subject, rpc.RpcCall)
         if kind == rpc.OPEN:

@@ -8,6 +8,10 @@ from urllib.parse import urlsplit
 from trimaran.errors import ConfigError
 
 
+class SecureSocket(socket.socket):
+    """A listening socket whose connections begin with TLS: that of an https URL."""
+
+
 def bind(url: str, flag: str) -> list[socket.socket]:
     """Listen on every address of a URL.
 
@@ -15,17 +19,21 @@ def bind(url: str, flag: str) -> list[socket.socket]:
         url: scheme, host and port.
         flag: the option it comes from, for the error.
 
+    Returns:
+        the sockets; those of an https URL are of the class SecureSocket.
+
     Raises:
         ConfigError: the address is taken, not this machine's, or not known.
     """
     parts = urlsplit(url)
+    make = SecureSocket if parts.scheme == "https" else socket.socket
     sockets: list[socket.socket] = []
     try:
         addresses = socket.getaddrinfo(
             parts.hostname, parts.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         for family, kind, protocol, _, address in dict.fromkeys(addresses):
-            listening = socket.socket(family, kind, protocol)
+            listening = make(family, kind, protocol)
             sockets.append(listening)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:

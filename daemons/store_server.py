@@ -1,7 +1,6 @@
 """The store daemon's moving parts: one member, its server and its clocks on the event loop."""
 
 import asyncio
-import errno
 import logging
 import os
 import secrets
@@ -10,15 +9,17 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from trimaran.daemons.data_directory import Identity, open_data_directory
 from trimaran.daemons.grpc_server import GrpcServer
 from trimaran.daemons.health import HealthService
+from trimaran.daemons.http_ports import HttpPorts
+from trimaran.daemons.listening import bind_all
 from trimaran.daemons.store_http import make_application
 from trimaran.daemons.store_rpc import StoreMethods
+from trimaran.daemons.store_tls import client_side, warn_of_plain_urls
 from trimaran.errors import ETCD_ERRORS, ConfigError, StoreError, etcd_error
 from trimaran.ext import member as engine
 from trimaran.store.lessor import Lessor, minimum_ttl_s
@@ -107,37 +108,6 @@ def caught_up(status: dict[str, int]) -> bool:
     return status["role"] == LEADER_ROLE and status["applied"] == status["last_index"]
 
 
-def bind(url: str) -> list[socket.socket]:
-    """Listen on every address of a client URL.
-
-    Raises:
-        ConfigError: the address is taken, not this machine's, or not known.
-    """
-    parts = urlsplit(url)
-    sockets: list[socket.socket] = []
-    try:
-        addresses = socket.getaddrinfo(
-            parts.hostname, parts.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, protocol, _, address in dict.fromkeys(addresses):
-            listening = socket.socket(family, kind, protocol)
-            sockets.append(listening)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.bind(address)
-            listening.listen(1024)
-    except OSError as error:
-        for listening in sockets:
-            listening.close()
-        reason = error.strerror or str(error)
-        hint = "stop what uses it or change --listen-client-urls"
-        if error.errno != errno.EADDRINUSE:
-            hint = "change --listen-client-urls; `ip address` lists this host's addresses"
-        raise ConfigError(f"cannot listen on {url}: {reason}; {hint}") from None
-    return sockets
-
-
 class Stored:
     """A running store member.
 
@@ -166,14 +136,9 @@ class Stored:
             ConfigError, CorruptionError: nothing was started; the text says why.
         """
         self._loop = asyncio.get_running_loop()
-        sockets: list[socket.socket] = []
-        for url in self.options.listen_client_urls:
-            try:
-                sockets += bind(url)
-            except ConfigError:
-                for listening in sockets:
-                    listening.close()
-                raise
+        self._tls = client_side(self.options)
+        warn_of_plain_urls(self.options)
+        sockets = bind_all(self.options.listen_client_urls, "--listen-client-urls")
         try:
             self.member, self.identity = await self._loop.run_in_executor(
                 None, open_member, self.options
@@ -204,7 +169,12 @@ class Stored:
         self.health = HealthService(self.server)
         self._runner = web.AppRunner(make_application(self), access_log=None)
         await self._runner.setup()
-        await self.server.start(sockets, self._runner.server)
+        await self.server.start(sockets, self._runner.server, self._tls)
+        assert self._runner.server is not None
+        self._metrics = HttpPorts(self._runner.server, self._tls)
+        await self._metrics.listen(
+            bind_all(self.options.listen_metrics_urls, "--listen-metrics-urls")
+        )
         self._loop.add_reader(self.member.log_fd, self._turn_and_flush)
         self._loop.add_reader(self.member.state_fd, self._collect)
         self._every(self.options.heartbeat_interval_ms / 1000, self.member.tick)
@@ -218,6 +188,7 @@ class Stored:
         self._stopping = True
         self.health.set_serving(False)
         await self.server.stop()
+        self._metrics.stop()
         await self._runner.cleanup()
         self._loop.remove_reader(self.member.log_fd)
         self._loop.remove_reader(self.member.state_fd)

@@ -40,6 +40,7 @@ PAIR = ["--cert-file=c", "--key-file=k"]
         (["--client-key-file=k"], "--client-key-file is given without --client-cert-file"),
         (PAIR, "--cert-file is given, but no URL of --listen-client-urls begins with https"),
         (["--auto-tls"], "everything would go in the clear"),
+        (["--listen-metrics-urls=https://a:1"], "needs the certificate of clients"),
         (["--peer-auto-tls"], "no URL of --listen-peer-urls"),
         (["--listen-peer-urls=https://a:1"], "give --peer-cert-file and --peer-key-file"),
         ([*CLIENT, *PAIR, "--client-crl-file=x"], "--client-crl-file has no effect"),

@@ -33,6 +33,7 @@ class StoreOptions(ClusterOptions, TLSOptions):
     listen_client_urls: tuple[str, ...] = ("http://localhost:2379",)
     advertise_client_urls: tuple[str, ...] = ("http://localhost:2379",)
     listen_peer_urls: tuple[str, ...] = ("http://localhost:2380",)
+    listen_metrics_urls: tuple[str, ...] = ()
     heartbeat_interval_ms: int = 100
     election_timeout_ms: int = 1000
     snapshot_count: int = 10_000
@@ -59,6 +60,12 @@ FLAGS: Final = (
     Flag("listen-client-urls", "listen_client_urls", "urls", "URLs to serve clients on"),
     Flag("advertise-client-urls", "advertise_client_urls", "urls", "client URLs told to others"),
     Flag("listen-peer-urls", "listen_peer_urls", "urls", "URLs for other members"),
+    Flag(
+        "listen-metrics-urls",
+        "listen_metrics_urls",
+        "urls",
+        "further URLs for /metrics and /health, for those who have no certificate",
+    ),
     *CLUSTER_FLAGS,
     Flag("heartbeat-interval", "heartbeat_interval_ms", "number", "milliseconds of one tick"),
     Flag("election-timeout", "election_timeout_ms", "number", "milliseconds until an election"),
@@ -165,7 +172,12 @@ def complete(values: Mapping[str, Any]) -> StoreOptions:
     fill_cluster(name, filled)
     options = StoreOptions(**filled)
     check_cluster(options.name, options)
-    check_tls(options, options.listen_client_urls, options.listen_peer_urls)
+    check_tls(
+        options,
+        options.listen_client_urls,
+        options.listen_peer_urls,
+        options.listen_metrics_urls,
+    )
     _check_numbers(options)
     return options
 

@@ -309,15 +309,24 @@ def _check_side(side: TLSSettings, listen_flag: str, urls: Iterable[str]) -> Non
 
 
 def check_tls(
-    options: TLSOptions, listen_client_urls: Iterable[str], listen_peer_urls: Iterable[str]
+    options: TLSOptions,
+    listen_client_urls: Iterable[str],
+    listen_peer_urls: Iterable[str],
+    listen_metrics_urls: Iterable[str] = (),
 ) -> None:
-    """Check how the options of TLS go together.
+    """Check how the options of TLS go together, and with the URLs.
 
     Raises:
         ConfigError: they contradict each other or the URLs.
     """
     _check_versions(options)
     _check_side(options.client_tls, "listen-client-urls", listen_client_urls)
+    for url in listen_metrics_urls:
+        if url.startswith("https://") and not options.client_tls.is_on:
+            raise ConfigError(
+                f"--listen-metrics-urls: {url} needs the certificate of clients' URLs: give "
+                "--cert-file and --key-file"
+            )
     _check_side(options.peer_tls, "listen-peer-urls", listen_peer_urls)
 
 

@@ -25,29 +25,33 @@ static bool contains(const uint64_t *ids, uint32_t count, uint64_t id)
     return false;
 }
 
-/* Why raft would not take a change, in etcd's words. */
-static trimaran_error explain(const trimaran_member *member,
-                              const trimaran_configuration *configuration)
+/* Only who is there can be removed; entries of no origin, written by hand, know what they do. */
+static trimaran_error check_change(const trimaran_member *member,
+                                   const trimaran_configuration *configuration)
 {
     trimaran_raft_members members;
     trimaran_raft_members_get(member->raft, &members);
     for (size_t i = 0; i < configuration->count; i++) {
         uint64_t id = configuration->changes[i].id;
-        bool known = contains(members.voters, members.voter_count, id) ||
-                     contains(members.learners, members.learner_count, id);
-        if (configuration->changes[i].op == TRIMARAN_RAFT_REMOVE ? !known : known)
-            return known ? TRIMARAN_ERROR_MEMBER_EXISTS : TRIMARAN_ERROR_MEMBER_NOT_FOUND;
+        if (configuration->head.origin != 0 &&
+            configuration->changes[i].op == TRIMARAN_RAFT_REMOVE &&
+            !contains(members.voters, members.voter_count, id) &&
+            !contains(members.learners, members.learner_count, id))
+            return TRIMARAN_ERROR_MEMBER_NOT_FOUND;
     }
-    return TRIMARAN_ERROR_UNHEALTHY;
+    return TRIMARAN_ERROR_NONE;
 }
 
 /* The rows are set with the change or not at all. */
 static trimaran_error change(trimaran_member *member,
                              const trimaran_configuration *configuration)
 {
+    trimaran_error error = check_change(member, configuration);
+    if (error != TRIMARAN_ERROR_NONE)
+        return error;
     if (configuration->count > 0) {
         if (trimaran_raft_change(member->raft, configuration->changes, configuration->count) != 0)
-            return explain(member, configuration);
+            return TRIMARAN_ERROR_UNHEALTHY; /* no voter would be left, or too many members */
         save_members(member);
     }
     trimaran_mvcc_set_rows(member->mvcc, configuration->rows);

@@ -132,11 +132,12 @@ static void note_append(trimaran_raft *raft, const trimaran_raft_ready *ready)
     raft->appends_handed++;
 }
 
-static void hand_out_state(trimaran_raft *raft, trimaran_raft_ready *out)
+static void hand_out_state(trimaran_raft *raft, uint64_t commit, trimaran_raft_ready *out)
 {
     assert(raft->term >= raft->handed_state.term);
-    assert(raft->commit >= raft->handed_state.commit);
-    raft->ready_state = (trimaran_hard_state){raft->term, raft->vote, raft->commit};
+    assert(commit >= raft->handed_state.commit);
+    assert(commit <= raft->handed);
+    raft->ready_state = (trimaran_hard_state){raft->term, raft->vote, commit};
     if (memcmp(&raft->ready_state, &raft->handed_state, sizeof raft->ready_state) != 0)
         out->hard_state = &raft->ready_state;
     raft->handed_state = raft->ready_state;
@@ -154,7 +155,7 @@ static void hand_out_append(trimaran_raft *raft, trimaran_raft_ready *out)
         out->entry_count = (size_t)(trimaran_raft_last(raft) - raft->handed);
         raft->handed = trimaran_raft_last(raft);
     }
-    hand_out_state(raft, out);
+    hand_out_state(raft, raft->commit, out);
     note_append(raft, out);
 }
 
@@ -166,7 +167,8 @@ static void hand_out_install(trimaran_raft *raft, trimaran_raft_ready *out)
     out->install_index = raft->install_index;
     out->install_term = raft->install_term;
     raft->install = TRIMARAN_RAFT_INSTALL_HANDED;
-    hand_out_state(raft, out);
+    /* What has come after it, and may be committed, is not in the log yet. */
+    hand_out_state(raft, raft->install_index, out);
     out->hard_state = &raft->ready_state;
     note_append(raft, out);
 }

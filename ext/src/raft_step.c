@@ -56,7 +56,7 @@ static bool is_well_formed(const trimaran_raft *raft, const trimaran_raft_messag
         return m->index > 0 && m->log_term > 0 && m->log_term <= m->term && m->members != NULL
                && trimaran_raft_members_error(m->members) == NULL;
     if (m->type == TRIMARAN_RAFT_APPEND_RESPONSE && m->reject)
-        return m->index > 0 && m->hint_index <= m->index;
+        return m->hint_index <= m->index;
     return true;
 }
 

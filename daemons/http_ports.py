@@ -1,0 +1,40 @@
+"""Ports that speak HTTP/1.1 only, plain or through TLS: for those who look, not for clients."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+from trimaran.daemons.listening import SecureSocket
+from trimaran.daemons.secure_clients import HttpFactory, SecureClients
+from trimaran.daemons.tls import TLSSide
+
+
+class HttpPorts:
+    """Listening sockets of an HTTP server.
+
+    Args:
+        http: makes the protocol of a connection (an aiohttp `web.Server`).
+        tls: for sockets of the class SecureSocket.
+    """
+
+    def __init__(self, http: HttpFactory, tls: TLSSide | None) -> None:
+        self._http = http
+        self._secure = None if tls is None else SecureClients(None, tls, http, lambda: None)
+        self._servers: list[asyncio.Server] = []
+
+    async def listen(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on sockets, which are closed with `stop`."""
+        loop = asyncio.get_running_loop()
+        for listening in sockets:
+            if isinstance(listening, SecureSocket):
+                assert self._secure is not None, "https URLs are refused without certificates"
+                await self._secure.listen([listening])
+            else:
+                self._servers.append(await loop.create_server(self._http, sock=listening))
+
+    def stop(self) -> None:
+        """Accept no more."""
+        for server in self._servers:
+            server.close()
+        if self._secure is not None:
+            self._secure.stop_listening()
