@@ -1,8 +1,9 @@
 /* Applying what is committed: writes by the service, changes of the configuration here. */
 #include "member_internal.h"
 
-#include <errno.h>
 #include <stdio.h>
+
+#include "failpoint.h"
 
 enum { READ_BYTES = 8 << 20 };
 
@@ -63,6 +64,7 @@ static void apply_configuration(trimaran_member *member, const trimaran_entry *e
     trimaran_configuration configuration;
     trimaran_proposal *proposal = NULL;
     trimaran_error error = TRIMARAN_ERROR_NONE;
+    trimaran_failpoint(TRIMARAN_FAIL_MEMBERSHIP_APPLY);
     if (entry->size == 0) {
         /* Nothing to leave is possible only where the one before it did not count. */
         if (trimaran_raft_change(member->raft, NULL, 0) == 0)
@@ -81,6 +83,7 @@ static void apply_configuration(trimaran_member *member, const trimaran_entry *e
             error = change(member, &configuration);
     }
     trimaran_state_set_applied(trimaran_mvcc_state(member->mvcc), entry->index, entry->term);
+    trimaran_failpoint(TRIMARAN_FAIL_MEMBERSHIP_APPLIED);
     trimaran_service_configured(member->service, proposal, error);
 }
 

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 
+#include "failpoint.h"
+
 static trimaran_buffer *post_to(trimaran_member *member, uint64_t to)
 {
     for (size_t i = 0; i < member->post_count; i++)
@@ -136,6 +138,7 @@ void trimaran_member_ask_reads(trimaran_member *member)
 void trimaran_member_propose_change(trimaran_member *member, trimaran_payload *payload,
                                     uint64_t token)
 {
+    trimaran_failpoint(TRIMARAN_FAIL_MEMBERSHIP_PROPOSE);
     trimaran_proposals_add_configuration(trimaran_service_proposals(member->service), payload,
                                          token);
 }
