@@ -200,7 +200,7 @@ class GrpcServer:
             listening.detach()
         if secure:
             assert tls is not None, "https URLs are refused without certificates"
-            self._secure = SecureClients(self._engine, tls, http, self._turn_soon)
+            self._secure = SecureClients(self._engine, tls, http, self._turn_soon, self.flush_soon)
             await self._secure.listen(secure)
         self._loop.add_reader(self._fileno, self._turn)
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)

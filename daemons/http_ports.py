@@ -9,6 +9,10 @@ from trimaran.daemons.secure_clients import HttpFactory, SecureClients
 from trimaran.daemons.tls import TLSSide
 
 
+def _idle() -> None:
+    """There is no engine to wake."""
+
+
 class HttpPorts:
     """Listening sockets of an HTTP server.
 
@@ -19,7 +23,7 @@ class HttpPorts:
 
     def __init__(self, http: HttpFactory, tls: TLSSide | None) -> None:
         self._http = http
-        self._secure = None if tls is None else SecureClients(None, tls, http, lambda: None)
+        self._secure = None if tls is None else SecureClients(None, tls, http, _idle, _idle)
         self._servers: list[asyncio.Server] = []
 
     async def listen(self, sockets: Sequence[socket.socket]) -> None:

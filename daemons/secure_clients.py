@@ -79,17 +79,22 @@ class SecureClient(Connection):
 
     def send_replies(self) -> None:
         """Send what the engine has for this client, as far as the network takes it."""
+        engine = self._engine
+        if engine is None:
+            return
         for _ in range(TAKES_MAX):
-            if self.paused or self._engine is None:
+            if self.paused:
                 return
-            data = self._engine.take()
+            data = engine.take()
             if data is None:
                 self.close()
                 return
             if not data:
                 return
             self.write(data)
-        asyncio.get_running_loop().call_soon(self.send_replies)
+            # Who waits for room in the queue of a call is told by a flush.
+            self._clients.flush_soon()
+        self._clients.has_output(engine)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -193,6 +198,7 @@ class SecureClients:
             so that whoever offers both wants HTTP.
         http: makes the protocol of a client that does not speak HTTP/2; None closes it.
         turn_soon: called when the engine has got something to do.
+        flush_soon: called when the engine has got rid of something; `send_replies` follows.
     """
 
     def __init__(
@@ -201,10 +207,12 @@ class SecureClients:
         tls: TLSSide,
         http: HttpFactory | None,
         turn_soon: Callable[[], None],
+        flush_soon: Callable[[], None],
     ) -> None:
         self.tls = tls
         self.http = http
         self.turn_soon = turn_soon
+        self.flush_soon = flush_soon
         self.refusals = Refusals(LOG, "refused a client")
         self._engine = engine
         self._loop = asyncio.get_running_loop()

@@ -2,13 +2,18 @@
 
 import datetime
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from trimaran.daemons.store_tls import CLIENT_PROTOCOLS
+from trimaran.daemons.tls import TLSSide
+from trimaran.store.options_tls import TLSOptions
 
 BOTH_USES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -128,6 +133,21 @@ class Authority:
         crl = builder.sign(self.key, hashes.SHA256())
         self.crl_path.write_bytes(crl.public_bytes(serialization.Encoding.PEM))
         return self.crl_path
+
+
+def server_side(authority: Authority, own: Issued | None = None, **changes: Any) -> TLSSide:
+    """TLS of a clients' side, with a certificate for the loopback addresses.
+
+    Args:
+        authority: who signs.
+        own: another certificate.
+        changes: fields of `TLSSettings`.
+    """
+    own = own or authority.issue("server", hosts=LOOPBACK)
+    settings = replace(
+        TLSOptions().client_tls, cert_file=str(own.cert), key_file=str(own.key), **changes
+    )
+    return TLSSide(settings, authority.folder / "fixtures", alpn=CLIENT_PROTOCOLS)
 
 
 def _builder(

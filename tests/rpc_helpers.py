@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import trimaran.ext
+from trimaran.daemons.listening import SecureSocket
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,8 +53,10 @@ def hot_counts() -> dict[str, int]:
     return {name: getattr(counts, name) for name, _ in _Counts._fields_}
 
 
-def listening_socket() -> tuple[socket.socket, int]:
-    """Return a listening loopback socket and its port."""
-    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+def listening_socket(secure: bool = False) -> tuple[socket.socket, int]:
+    """Return a listening loopback socket, one for TLS if wanted, and its port."""
+    listening = SecureSocket() if secure else socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(1024)
     port: Any = listening.getsockname()[1]
     return listening, port

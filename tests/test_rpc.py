@@ -5,6 +5,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import grpc
@@ -12,13 +13,36 @@ import pytest
 import uvloop
 from aiohttp import web
 
+from certificates import Authority, server_side
 from http2_frames import PREFACE
 from rpc_helpers import hot_counts, hot_handler, hot_library, listening_socket
 from trimaran.daemons.grpc_server import Call, GrpcServer
 from trimaran.daemons.health import HealthService
+from trimaran.daemons.tls import TLSSide
 from trimaran.errors import StatusCode, StoreError
 
 MESSAGE_MAX = 2097152
+
+
+@pytest.fixture(params=["plain", "tls"], autouse=True)
+def way(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs without TLS and through it."""
+    if request.param == "tls":
+        authority = Authority.create(tmp_path)
+        monkeypatch.setattr(WAY, "authority", authority)
+        monkeypatch.setattr(WAY, "tls", server_side(authority))
+    return
+
+
+@dataclass
+class Way:
+    """How clients come; see `way`."""
+
+    authority: Authority | None = None
+    tls: TLSSide | None = None
+
+
+WAY = Way()
 
 
 @dataclass
@@ -82,11 +106,16 @@ def register(server: GrpcServer) -> None:
 async def running(**limits: int) -> AsyncIterator[Bench]:
     server = GrpcServer(asyncio.get_running_loop(), hot_handler(), **limits)
     register(server)
-    listening, port = listening_socket()
-    await server.start([listening])
+    listening, port = listening_socket(secure=WAY.tls is not None)
+    await server.start([listening], tls=WAY.tls)
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    if WAY.authority is None:
+        opened = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
+    else:
+        trust = grpc.ssl_channel_credentials(WAY.authority.path.read_bytes())
+        opened = grpc.aio.secure_channel(f"127.0.0.1:{port}", trust, options=options)
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        async with opened as channel:
             yield Bench(server, channel, port)
     finally:
         await server.stop(grace_s=5)

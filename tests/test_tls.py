@@ -1,6 +1,7 @@
 """TLS of both sides: options, files that are wrong or change, and who is let in."""
 
 import asyncio
+import datetime
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from aio import eventually
 from certificates import LOOPBACK, Authority, Issued
@@ -19,6 +21,7 @@ from trimaran.daemons.tls import TLSSide
 from trimaran.errors import ConfigError
 from trimaran.store.options import read_options
 from trimaran.store.options_tls import (
+    CIPHER_SUITES,
     TLSOptions,
     TLSSettings,
     openssl_suites,
@@ -134,8 +137,6 @@ def test_wrong_files_are_named(name: str, authority: Authority) -> None:
 
 
 def test_every_suite_is_known_to_openssl() -> None:
-    from trimaran.store.options_tls import CIPHER_SUITES
-
     for name in openssl_suites(CIPHER_SUITES):
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ciphers(name)
 
@@ -204,9 +205,7 @@ INTRUDERS: dict[str, tuple[Intruder, str]] = {
 }
 
 
-def a_while(hours: int = -1) -> Any:
-    import datetime
-
+def a_while(hours: int = -1) -> datetime.timedelta:
     return datetime.timedelta(hours=hours)
 
 
@@ -346,8 +345,6 @@ def test_a_member_makes_its_own_certificate(tmp_path: Path) -> None:
 def test_names_of_certificates(
     hosts: tuple[str, ...], host: str, expected: bool, authority: Authority
 ) -> None:
-    from cryptography import x509
-
     issued = authority.issue("x", hosts=hosts)
     certificate = x509.load_pem_x509_certificate(issued.cert.read_bytes())
     assert is_good_for(certificate, host) == expected

@@ -13,6 +13,7 @@ from typing import Final
 
 from trimaran.errors import ProtocolError
 from trimaran.ext.checksum import crc32c
+from trimaran.ext.peer import encode_frame as encode_frame
 
 FRAME_VERSION: Final = 1
 HELLO: Final = 64
@@ -135,12 +136,6 @@ def check_hello(hello: Hello, cluster_id: int, member_id: int) -> Refusal | None
     if hello.sender == member_id or (hello.sender == 0 and not is_call):
         return Refusal.WRONG_MEMBER
     return None
-
-
-def encode_frame(kind: int, body: bytes) -> bytes:
-    """Make a frame of one of the kinds from 64 on."""
-    rest = _HEAD.pack(FRAME_VERSION, kind, 0) + body
-    return _ENVELOPE.pack(len(rest), crc32c(rest)) + rest
 
 
 def encode_refusal(refusal: Refusal) -> bytes:
