@@ -43,7 +43,7 @@ class StoreCollector:
         gauges = {
             "etcd_server_has_leader": ("whether a leader is known", int(raft["leader"] != 0)),
             "etcd_server_is_leader": ("whether this one leads", int(raft["leader"] == raft["id"])),
-            "etcd_server_is_learner": ("whether this one only learns", 0),
+            "etcd_server_is_learner": ("whether this one only learns", raft["is_learner"]),
             "etcd_server_quota_backend_bytes": ("quota", self._store.options.quota_bytes),
             "etcd_server_proposals_pending": (
                 "entries not yet applied",
@@ -90,7 +90,7 @@ def make_application(store: "Stored") -> web.Application:
         return web.Response(text=body, status=503 if reason else 200)
 
     async def version(request: web.Request) -> web.Response:
-        cluster = ".".join(ETCD_VERSION.split(".")[:2]) + ".0"
+        cluster = store.node.members.version or "not_decided"
         body = {"etcdserver": ETCD_VERSION, "etcdcluster": cluster, "storage": cluster}
         return web.Response(text=json.dumps(body, separators=(",", ":")))
 

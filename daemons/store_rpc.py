@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import time
 from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -42,11 +41,7 @@ class StoreMethods:
 
     def register(self, server: GrpcServer) -> None:
         """Add every method to the server, and name the services the hot path serves."""
-        lease, cluster, maintenance = (
-            "/etcdserverpb.Lease/",
-            "/etcdserverpb.Cluster/",
-            "/etcdserverpb.Maintenance/",
-        )
+        lease, maintenance = "/etcdserverpb.Lease/", "/etcdserverpb.Maintenance/"
         server.add_service("etcdserverpb.KV")
         server.add_service("etcdserverpb.Watch")
         server.add_unary(lease + "LeaseGrant", self.lease_grant)
@@ -54,8 +49,8 @@ class StoreMethods:
         server.add_stream(lease + "LeaseKeepAlive", self.lease_keep_alive)
         server.add_unary(lease + "LeaseTimeToLive", self.lease_time_to_live)
         server.add_unary(lease + "LeaseLeases", self.lease_leases)
-        server.add_unary(cluster + "MemberList", self.member_list)
         server.add_unary(maintenance + "Status", self.status)
+        server.add_unary(maintenance + "MoveLeader", self.move_leader)
         server.add_unary(maintenance + "Alarm", self.alarm)
 
     async def lease_grant(self, data: bytes, call: Call) -> bytes:
@@ -81,15 +76,23 @@ class StoreMethods:
         async for data in call:
             request = parse(pb.LeaseKeepAliveRequest, data)
             header = self._store.header()
-            ttl_s = self._store.lessor.renew(request.ID, time.monotonic())
+            ttl_s = await self._renew(request.ID)
             answer = pb.LeaseKeepAliveResponse(header=header, ID=request.ID, TTL=ttl_s)
             call.send(answer.SerializeToString())
             await call.drain()
 
+    async def _renew(self, lease_id: int) -> int:
+        ttl_s: int = await self._store.ask(
+            lambda done: self._store.node.leases.renew(lease_id, done)
+        )
+        return ttl_s
+
     async def lease_time_to_live(self, data: bytes, call: Call) -> bytes:
         """Tell how long a lease has left; TTL -1 answers for one that is gone."""
         request = parse(pb.LeaseTimeToLiveRequest, data)
-        known = self._store.lessor.time_to_live(request.ID, time.monotonic())
+        known: tuple[int, int] | None = await self._store.ask(
+            lambda done: self._store.node.leases.time_to_live(request.ID, done)
+        )
         answer = pb.LeaseTimeToLiveResponse(header=self._store.header(), ID=request.ID, TTL=-1)
         if known is not None:
             answer.TTL, answer.grantedTTL = known
@@ -104,25 +107,14 @@ class StoreMethods:
             answer.leases.add(ID=lease_id)
         return answer.SerializeToString()
 
-    async def member_list(self, data: bytes, call: Call) -> bytes:
-        """List the members: this one."""
-        header = self._store.header()
-        header.revision = 0
-        answer = pb.MemberListResponse(header=header)
-        answer.members.add(
-            ID=self._store.identity.member_id,
-            name=self._store.identity.name,
-            peerURLs=self._store.identity.peer_urls,
-            clientURLs=self._store.options.advertise_client_urls,
-        )
-        return answer.SerializeToString()
-
     def problems(self) -> list[str]:
         """Return the raised alarms as etcd's Status names them, and what the disk refuses."""
         alarms = [
             f"memberID:{member} alarm:{pb.AlarmType.Name(kind)} "
             for member, kind in self._store.member.alarms()
         ]
+        if self._store.node.leader == 0:
+            alarms.append("etcdserver: no leader")
         error = self._store.member.disk_error()
         return [*alarms, f"disk: {os.strerror(error)}"] if error else alarms
 
@@ -139,12 +131,19 @@ class StoreMethods:
             raftIndex=raft["commit"],
             raftTerm=raft["term"],
             raftAppliedIndex=raft["applied"],
+            isLearner=bool(raft["is_learner"]),
             errors=self.problems(),
             storageVersion=ETCD_VERSION,
             dbSizeQuota=self._store.options.quota_bytes,
             downgradeInfo=pb.DowngradeInfo(),
         )
         return answer.SerializeToString()
+
+    async def move_leader(self, data: bytes, call: Call) -> bytes:
+        """Have another member lead; only the leader itself can see to that."""
+        request = parse(pb.MoveLeaderRequest, data)
+        await self._store.wait(lambda done: self._store.node.move_leader(request.targetID, done))
+        return pb.MoveLeaderResponse().SerializeToString()
 
     async def alarm(self, data: bytes, call: Call) -> bytes:
         """List, raise or clear alarms; a change answers with the alarm it changed."""

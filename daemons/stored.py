@@ -48,7 +48,7 @@ def usage() -> str:
         [
             "usage: trimaran-stored [--FLAG VALUE ...]",
             "",
-            "A key-value store of one member that speaks etcd's v3 protocol. Flags are etcd's own;",
+            "A member of a key-value store that speaks etcd's v3 protocol. Flags are etcd's own;",
             "each may come from the environment instead, --data-dir as ETCD_DATA_DIR.",
             "",
             "examples:",
@@ -102,11 +102,23 @@ async def run(options: StoreOptions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     store = Stored(options)
-    await store.start()
-    notify("READY=1")
-    await stop.wait()
+    starting = asyncio.create_task(store.start())
+    ends = [asyncio.create_task(event.wait()) for event in (stop, store.failed)]
+    try:
+        # A member of a cluster waits for the others, which may take for ever.
+        await asyncio.wait({starting, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            notify("READY=1")
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (starting, *ends):
+            task.cancel()
+        await asyncio.gather(starting, *ends, return_exceptions=True)
     notify("STOPPING=1")
     await store.stop()
+    if store.failure is not None:
+        raise store.failure
 
 
 def main() -> None:
@@ -121,10 +133,6 @@ def main() -> None:
         return
     try:
         options = read_options(arguments, os.environ, read_file)
-        if len(options.initial_cluster) > 1:
-            raise ConfigError(
-                "--initial-cluster names several members: this version runs a store of one member"
-            )
     except TrimaranError as error:
         print(f"trimaran-stored: {error}", file=sys.stderr)
         sys.exit(2)

@@ -251,6 +251,7 @@ cdef extern from "member.h" nogil:
     void trimaran_member_compacted(trimaran_member *member, uint64_t index)
     int trimaran_member_log_error(const trimaran_member *member)
     trimaran_member_counts trimaran_member_count(const trimaran_member *member)
+    uint64_t trimaran_member_status_version(const trimaran_member *member)
 
 
 cdef class Member:

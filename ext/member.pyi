@@ -20,7 +20,9 @@ LEASE_GRANT: Final = 5
 LEASE_REVOKE: Final = 6
 ALARM: Final = 7
 ROWS: Final = 8
+# These begin with 64 bits of the leader's term, and count in that term only.
 LEASE_CHECKPOINT: Final = 9
+LEASE_EXPIRE: Final = 10
 # Kinds of result that are no operations.
 READ: Final = 100
 CHANGE: Final = 101
@@ -212,6 +214,10 @@ class Member:
 
     def status(self) -> dict[str, int]:
         """Return raft's status: role, id, leader, term, vote, commit, applied, last_index, ..."""
+
+    @property
+    def status_version(self) -> int:
+        """Grows whenever the role, the leader or the term changes."""
 
     @property
     def revision(self) -> int: ...

@@ -23,6 +23,7 @@ LEASE_REVOKE = 6
 ALARM = 7
 ROWS = 8
 LEASE_CHECKPOINT = 9
+LEASE_EXPIRE = 10
 READ = 100
 CHANGE = 101
 
@@ -430,6 +431,11 @@ cdef class Member:
         self.check()
         trimaran_raft_status_get(self.raft, &status)
         return <dict>status
+
+    @property
+    def status_version(self):
+        self.check()
+        return trimaran_member_status_version(self.member)
 
     @property
     def revision(self):

@@ -254,6 +254,22 @@ def test_the_leader_hands_over(group: Group) -> None:
     assert group.members[leader].raft_progress(other) is None
 
 
+def test_what_a_leader_decides_by_its_clock_is_void_in_another_term(group: Group) -> None:
+    leader = group.leader()
+    term = group.members[leader].status()["term"]
+    grant = pb.LeaseGrantRequest(ID=5, TTL=60).SerializeToString()
+    assert group.outcome(group.submit(leader, engine.LEASE_GRANT, grant))[1] == ""
+    revoke = pb.LeaseRevokeRequest(ID=5).SerializeToString()
+    for other_term in (term - 1, term + 1):
+        body = other_term.to_bytes(8, "little") + revoke
+        outcome = group.outcome(group.submit(leader, engine.LEASE_EXPIRE, body))
+        assert outcome[1] == "LEADER_CHANGED"
+    assert all(member.leases() == [(5, 60)] for member in group.members.values())
+    body = term.to_bytes(8, "little") + revoke
+    assert group.outcome(group.submit(leader, engine.LEASE_EXPIRE, body))[1] == ""
+    assert all(member.leases() == [] for member in group.members.values())
+
+
 def test_rows_and_checkpoints_are_replicated(group: Group) -> None:
     leader = group.leader()
     grant = pb.LeaseGrantRequest(ID=5, TTL=60).SerializeToString()
@@ -261,7 +277,9 @@ def test_rows_and_checkpoints_are_replicated(group: Group) -> None:
     checkpoint = pb.LeaseCheckpointRequest(
         checkpoints=[pb.LeaseCheckpoint(ID=5, remaining_TTL=21)]
     ).SerializeToString()
-    assert group.outcome(group.submit(leader, engine.LEASE_CHECKPOINT, checkpoint))[1] == ""
+    term = group.members[leader].status()["term"]
+    body = term.to_bytes(8, "little") + checkpoint
+    assert group.outcome(group.submit(leader, engine.LEASE_CHECKPOINT, body))[1] == ""
     rows = engine.encode_rows([(b"cluster/version", b"3.6.0")])
     assert group.outcome(group.submit(leader, engine.ROWS, rows))[1] == ""
     for number in list(group.members):

@@ -87,7 +87,7 @@ def test_lessor_is_the_model(steps: list[tuple[str, int, int, float]]) -> None:
 def test_restored_leases_get_their_time_anew() -> None:
     lessor = Lessor()
     lessor.grant(9, 5, 0.0)
-    lessor.restore([(1, 10), (-(1 << 63), 60)], now=100.0, extend_s=1.0)
+    lessor.restore([(1, 10, 0), (-(1 << 63), 60, 0)], now=100.0, extend_s=1.0)
     assert len(lessor) == 2
     assert lessor.time_to_live(1, 100.0) == (11, 10)
     assert lessor.expired(110.9, 10) == []
@@ -108,3 +108,44 @@ def test_renewals_do_not_fill_the_memory() -> None:
 
 def test_least_time_to_live() -> None:
     assert [minimum_ttl_s(ms) for ms in (100, 1000, 1333, 1334, 50_000)] == [1, 2, 2, 3, 75]
+
+
+def test_a_new_leader_goes_on_with_the_recorded_time() -> None:
+    lessor = Lessor()
+    lessor.restore([(1, 100, 7), (2, 100, 0), (3, 100, 100)], now=50.0, extend_s=1.0)
+    assert [lessor.time_to_live(lease, 50.0) for lease in (1, 2, 3)] == [
+        (8, 100),
+        (101, 100),
+        (101, 100),
+    ]
+    assert [lessor.is_recorded_lower(lease) for lease in (1, 2, 3)] == [True, False, False]
+
+
+def test_a_lease_that_is_kept_costs_no_checkpoint() -> None:
+    lessor = Lessor()
+    lessor.grant(1, 60, 0.0)
+    for now in range(0, 600, 20):
+        assert lessor.renew(1, float(now)) == 60
+        assert lessor.checkpoints(now + 19.9) == []
+
+
+def test_a_lease_that_nobody_renews_is_recorded_in_steps_and_never_too_short() -> None:
+    lessor = Lessor()
+    lessor.grant(1, 100, 0.0)
+    recorded = []
+    for tenth in range(1000):
+        now = tenth / 10
+        for lease, remaining_s in lessor.checkpoints(now):
+            assert lease == 1
+            assert remaining_s >= 100 - now
+            lessor.record(lease, remaining_s, only_lower=True)
+            recorded.append(remaining_s)
+        if now >= 40:
+            # At most a step of a twentieth of the time to live, and the rounding.
+            assert recorded[-1] - (100 - now) <= 6
+    assert recorded == sorted(set(recorded), reverse=True)
+    assert lessor.is_recorded_lower(1)
+    lessor.record(1, 100, only_lower=True)
+    assert lessor.is_recorded_lower(1)
+    lessor.record(1, 100)
+    assert not lessor.is_recorded_lower(1)

@@ -18,6 +18,7 @@ SERVED = {
     "/etcdserverpb.Cluster/MemberList",
     "/etcdserverpb.Maintenance/Status",
     "/etcdserverpb.Maintenance/Alarm",
+    "/etcdserverpb.Maintenance/MoveLeader",
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
 }

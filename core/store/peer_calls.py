@@ -32,7 +32,7 @@ class PeerMethod(IntEnum):
     MEMBER_UPDATE = 6
     MEMBER_PROMOTE = 7
     HASH_KV = 8
-    MEMBERS = 9  # also of those who are no members yet; answers with a MemberListResponse
+    MEMBERS = 9  # also asked by those who are no members yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ static void update_mode(trimaran_member *member)
 static void note_status(trimaran_member *member)
 {
     uint64_t leader = member->status.leader;
+    member->status_version++;
     trimaran_raft_status_get(member->raft, &member->status);
     if (member->status.leader != leader && member->status.leader != 0)
         member->counts.leader_changes++;
@@ -124,6 +125,11 @@ trimaran_member *trimaran_member_create(trimaran_raft *raft, const trimaran_memb
     trimaran_mvcc_set_term(mvcc, member->status.term);
     update_mode(member);
     return member;
+}
+
+uint64_t trimaran_member_status_version(const trimaran_member *member)
+{
+    return member->status_version;
 }
 
 void trimaran_member_destroy(trimaran_member *member)

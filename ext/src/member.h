@@ -105,5 +105,7 @@ typedef struct trimaran_member_counts {
     uint64_t leader_changes;
 } trimaran_member_counts;
 trimaran_member_counts trimaran_member_count(const trimaran_member *member);
+/* Grows whenever role, leader or term change. */
+uint64_t trimaran_member_status_version(const trimaran_member *member);
 
 #endif

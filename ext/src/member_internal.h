@@ -31,6 +31,7 @@ struct trimaran_member {
     trimaran_staged staged;
     int log_error;
     trimaran_raft_status status; /* as of the last Ready */
+    uint64_t status_version;
     trimaran_member_post *posts;
     size_t post_count, post_capacity;
     uint64_t *snapshots;

@@ -24,7 +24,9 @@ typedef enum trimaran_op_kind {
     TRIMARAN_APPLY_LEASE_REVOKE = 6, /* LeaseRevokeRequest: ID=1 */
     TRIMARAN_APPLY_ALARM = 7,        /* AlarmRequest: action=1 memberID=2 alarm=3 */
     TRIMARAN_APPLY_ROWS = 8,         /* rows of the cluster, as rowtable.h says */
+    /* Both begin with 64 bits of the leader's term, and count in an entry of that term only. */
     TRIMARAN_APPLY_LEASE_CHECKPOINT = 9, /* LeaseCheckpointRequest: checkpoints=1 {ID=1 TTL=2} */
+    TRIMARAN_APPLY_LEASE_EXPIRE = 10,    /* LeaseRevokeRequest */
 } trimaran_op_kind;
 
 enum { TRIMARAN_ALARM_NO_SPACE = 1, TRIMARAN_ALARM_CORRUPT = 2 };

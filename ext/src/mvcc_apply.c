@@ -191,6 +191,7 @@ trimaran_error trimaran_mvcc_apply(trimaran_mvcc *mvcc, trimaran_op_kind kind,
     case TRIMARAN_APPLY_LEASE_CHECKPOINT:
         error = trimaran_apply_checkpoint(mvcc, request);
         break;
+    case TRIMARAN_APPLY_LEASE_EXPIRE: abort(); /* the service makes it a revocation */
     }
     trimaran_arena_reset(&mvcc->arena);
     return error;

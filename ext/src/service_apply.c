@@ -188,14 +188,31 @@ static void note_result(trimaran_service *service, trimaran_op_kind kind, trimar
         trimaran_service_add_result(service, &result);
 }
 
-static void apply_operation(trimaran_service *service, trimaran_op_kind kind,
+/* What a leader decides by its clock counts in its own term alone: the request begins with that
+ * term, and an entry of another term carries it in vain. */
+static trimaran_error unfence(uint64_t term, trimaran_op_kind *kind, trimaran_slice *request)
+{
+    uint64_t fence;
+    if (*kind != TRIMARAN_APPLY_LEASE_EXPIRE && *kind != TRIMARAN_APPLY_LEASE_CHECKPOINT)
+        return TRIMARAN_ERROR_NONE;
+    if (request->size < sizeof fence)
+        return TRIMARAN_ERROR_MALFORMED;
+    fence = trimaran_read_u64(request->data);
+    *request = trimaran_slice_of(request->data + sizeof fence, request->size - sizeof fence);
+    if (*kind == TRIMARAN_APPLY_LEASE_EXPIRE)
+        *kind = TRIMARAN_APPLY_LEASE_REVOKE;
+    return fence == term ? TRIMARAN_ERROR_NONE : TRIMARAN_ERROR_LEADER_CHANGED;
+}
+
+static void apply_operation(trimaran_service *service, uint64_t term, trimaran_op_kind kind,
                             trimaran_slice request, trimaran_waiter *waiter)
 {
     bool wanted = waiter != NULL && waiter->call != NULL;
     service->out.size = 0;
     service->counts.operations++;
-    trimaran_error error =
-        trimaran_mvcc_apply(service->mvcc, kind, request, wanted ? &service->out : NULL);
+    trimaran_error error = unfence(term, &kind, &request);
+    if (error == TRIMARAN_ERROR_NONE)
+        error = trimaran_mvcc_apply(service->mvcc, kind, request, wanted ? &service->out : NULL);
     note_result(service, kind, request, error, waiter ? waiter->token : 0);
     if (!wanted)
         return;
@@ -213,8 +230,8 @@ static _Noreturn void refuse_entry(uint64_t index, const char *what)
     abort();
 }
 
-static void apply_operations(trimaran_service *service, uint64_t index, trimaran_slice rest,
-                             trimaran_proposal *proposal)
+static void apply_operations(trimaran_service *service, uint64_t index, uint64_t term,
+                             trimaran_slice rest, trimaran_proposal *proposal)
 {
     uint8_t kind;
     trimaran_slice request;
@@ -222,7 +239,7 @@ static void apply_operations(trimaran_service *service, uint64_t index, trimaran
     for (size_t i = 0; (more = trimaran_operation_next(&rest, &kind, &request)) > 0; i++) {
         trimaran_waiter *waiter =
             proposal != NULL && i < proposal->count ? &proposal->waiters[i] : NULL;
-        apply_operation(service, (trimaran_op_kind)kind, request, waiter);
+        apply_operation(service, term, (trimaran_op_kind)kind, request, waiter);
     }
     if (more < 0)
         refuse_entry(index, "holds an operation that ends after it");
@@ -235,11 +252,12 @@ void trimaran_service_apply(trimaran_service *service, uint64_t index, uint64_t 
     uint8_t version = entry.size > 0 ? entry.data[0] : 0;
     if (version == 1) {
         /* As a single member wrote it, before there were others to repeat it. */
-        apply_operations(service, index, trimaran_slice_of(entry.data + 1, entry.size - 1), NULL);
+        apply_operations(service, index, term,
+                         trimaran_slice_of(entry.data + 1, entry.size - 1), NULL);
     } else if (version == TRIMARAN_BATCH_VERSION && entry.size >= TRIMARAN_BATCH_HEAD) {
         trimaran_proposal_head head = trimaran_proposal_read_head(entry.data);
         if (trimaran_service_accepts(service, &head, &proposal))
-            apply_operations(service, index,
+            apply_operations(service, index, term,
                              trimaran_slice_of(entry.data + TRIMARAN_BATCH_HEAD,
                                                entry.size - TRIMARAN_BATCH_HEAD),
                              proposal);
