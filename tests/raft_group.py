@@ -3,7 +3,7 @@ that holds messages until they are delivered or dropped."""
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from trimaran.ext.raft import CONFIGURATION, Members, Message, Raft, Ready
 from trimaran.ext.raftlog import Entry, HardState
@@ -155,6 +155,11 @@ class Node:
         self.received = None
         self.raft.snapshot_installed()
 
+    def take_reads(self) -> list[tuple[int, int]]:
+        """Return the read states since the last call."""
+        reads, self.reads = self.reads, []
+        return reads
+
     def receive_snapshot(self, message: Message, entries: list[Entry]) -> None:
         """The whole data of a snapshot has arrived."""
         if self.received is not None:
@@ -212,8 +217,11 @@ class Group:
         leader.raft.snapshot_sent(request.to, last.index)
         return True
 
-    def settle(self, limit: int = 10000) -> None:
-        """Run until nothing is left to do, with every message delivered and every flush done."""
+    def settle(
+        self, limit: int = 10000, lost: Callable[[Message], bool] = lambda message: False
+    ) -> None:
+        """Run until nothing is left to do, with all flushes done and all but lost messages
+        delivered."""
         for _ in range(limit):
             busy = False
             for node in self.nodes.values():
@@ -227,7 +235,8 @@ class Group:
                     busy = True
             messages, self.messages = self.messages, []
             for message in messages:
-                self.deliver(message)
+                if not lost(message):
+                    self.deliver(message)
             if not busy and not messages:
                 return
         raise AssertionError("the group does not come to rest")

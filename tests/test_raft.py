@@ -1,18 +1,17 @@
 """Raft by its rules: one test per rule of the thesis, and traces in tests/traces/raft/.
 
-A trace is a script: commands, a line of dashes, what they print, an empty line. After a change of
-behaviour run `pytest tests/test_raft.py --rewrite` and read the diff.
+A trace is a script of commands and what they print; raft_trace.py has the language. After a change
+of behaviour run `pytest tests/test_raft.py --rewrite` and read the diff.
 """
 
 import errno
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raft_trace import GroupTrace
 from trimaran.errors import CorruptionError
 from trimaran.ext.raft import Members, Message, Raft, Ready
 from trimaran.ext.raftlog import Entry, HardState, RaftLog
@@ -420,86 +419,9 @@ def test_a_member_on_a_real_log_restarts_where_it_was(tmp_path: Path) -> None:
 # Traces.
 
 
-class Trace:
-    """Runs the commands of a trace on one member and says what happened."""
-
-    raft: Raft
-
-    def run(self, line: str) -> list[str]:
-        command, *words = shlex.split(line)
-        options = dict(word.split("=", 1) for word in words if "=" in word)
-        plain = [word for word in words if "=" not in word]
-        try:
-            return [*getattr(self, f"do_{command}")(*plain, **options)]
-        except (OSError, ValueError, KeyError, CorruptionError) as error:
-            return [f"error: {error.args[-1]}"]
-
-    def do_new(self, id: str, *, voters: str, state: str = "0,0,0", **options: str) -> list[str]:
-        term, vote, commit = (int(x) for x in state.split(","))
-        numbers: dict[str, Any] = {name: int(value) for name, value in options.items()}
-        ids = [int(x) for x in voters.split(",")]
-        self.raft = Raft(int(id), ids, hard_state=(term, vote, commit), **numbers)
-        return self.do_status()
-
-    def do_status(self) -> list[str]:
-        s = self.raft.status
-        return [
-            f"{s.role} leader={s.leader} term={s.term} vote={s.vote} commit={s.commit} "
-            f"applied={s.applied} stable={s.stable} last={s.last_index}"
-        ]
-
-    def do_tick(self, count: str = "1") -> list[str]:
-        for _ in range(int(count)):
-            self.raft.tick()
-        return self.do_status()
-
-    def do_campaign(self) -> list[str]:
-        self.raft.campaign()
-        return self.do_status()
-
-    def do_propose(self, *data: str) -> list[str]:
-        return [f"index {self.raft.propose(text.encode())}" for text in data]
-
-    def do_read(self, context: str) -> list[str]:
-        self.raft.read_index(int(context))
-        return []
-
-    def do_step(self, type: str, *, sender: str, term: str) -> list[str]:
-        self.raft.step(Message(type, int(sender), self.raft.status.id, int(term)))
-        return []
-
-    def do_done(self, number: str) -> list[str]:
-        self.raft.append_done(int(number))
-        return self.do_status()
-
-    def do_applied(self, index: str) -> list[str]:
-        self.raft.applied(int(index))
-        return self.do_status()
-
-    def do_ready(self) -> list[str]:
-        return describe(self.raft.ready()) if self.raft.has_ready() else ["nothing to do"]
-
-    def do_settle(self) -> list[str]:
-        return [line for ready in settle(self.raft) for line in describe(ready)]
-
-
-def describe(ready: Ready) -> list[str]:
-    lines = [f"Ready {ready.number}{' (status changed)' if ready.status_changed else ''}"]
-    if ready.hard_state is not None:
-        lines.append("  save term={} vote={} commit={}".format(*ready.hard_state))
-    lines += [f"  append {e.index}/{e.term} {e.data.decode()!r}" for e in ready.entries]
-    if ready.committed is not None and ready.committed_entries is None:
-        lines.append("  apply {} to {} from the log".format(*ready.committed))
-    lines += [
-        f"  apply {e.index}/{e.term} {e.data.decode()!r}" for e in ready.committed_entries or []
-    ]
-    lines += [f"  read {context} at {index}" for context, index in ready.read_states]
-    return lines
-
-
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
 def test_trace(path: Path, request: pytest.FixtureRequest) -> None:
-    trace = Trace()
+    trace = GroupTrace()
     written = []
     text = path.read_text()
     for block in text.strip("\n").split("\n\n"):

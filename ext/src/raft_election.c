@@ -77,6 +77,7 @@ void trimaran_raft_become_follower(trimaran_raft *raft, uint64_t term, uint64_t 
     }
     raft->role = TRIMARAN_RAFT_FOLLOWER;
     raft->leader = leader;
+    raft->called = false;
     raft->tick = tick_election;
     raft->transferee = 0;
     raft->uncommitted_bytes = 0;
@@ -144,6 +145,7 @@ static void become_candidate(trimaran_raft *raft, bool force)
     assert(raft->role != TRIMARAN_RAFT_LEADER);
     assert(raft->term < TRIMARAN_RAFT_NUMBER_MAX);
     raft->role = TRIMARAN_RAFT_CANDIDATE;
+    raft->called = false;
     raft->tick = tick_election;
     raft->term++;
     raft->vote = raft->id;
@@ -158,6 +160,7 @@ static void become_pre_candidate(trimaran_raft *raft)
 {
     assert(raft->role != TRIMARAN_RAFT_LEADER);
     raft->role = TRIMARAN_RAFT_PRE_CANDIDATE;
+    raft->called = false;
     raft->tick = tick_election;
     raft->leader = 0;
     forget_votes(raft);
@@ -368,6 +371,17 @@ void trimaran_raft_step_down(trimaran_raft *raft)
 
 void trimaran_raft_handle_timeout_now(trimaran_raft *raft, const trimaran_raft_message *message)
 {
-    if (raft->role == TRIMARAN_RAFT_FOLLOWER && raft->leader == message->from)
-        campaign(raft, true);
+    if (raft->role != TRIMARAN_RAFT_FOLLOWER || raft->leader != message->from)
+        return;
+    raft->called = true;
+    trimaran_raft_answer_call(raft);
+}
+
+/* A leader that leaves calls its successor just as the change that removes it is committed. */
+void trimaran_raft_answer_call(trimaran_raft *raft)
+{
+    if (!raft->called || committed_change_waits(raft))
+        return;
+    raft->called = false;
+    campaign(raft, true);
 }

@@ -77,9 +77,6 @@ int trimaran_raft_handle_heartbeat(trimaran_raft *raft, const trimaran_raft_mess
 {
     trimaran_raft_message *response;
 
-    /* The leader says how much of what this member acknowledged is committed. */
-    if (message->commit > trimaran_raft_last(raft))
-        return -EPROTO;
     trimaran_raft_commit_to(raft, message->commit);
     response = trimaran_raft_send(raft, TRIMARAN_RAFT_HEARTBEAT_RESPONSE, message->from);
     response->context = message->context;

@@ -109,6 +109,7 @@ struct trimaran_raft {
     void (*tick)(trimaran_raft *raft);
     uint64_t transferee;
     bool handed_over; /* TIMEOUT_NOW was sent in this term: it may be obeyed at any time */
+    bool called;      /* TIMEOUT_NOW came, and waits for a change to be applied */
 
     trimaran_raftwindow window;
     uint64_t before_index, before_term; /* a term worth remembering: that before the window */
@@ -167,6 +168,8 @@ int trimaran_raft_handle_vote(trimaran_raft *raft, const trimaran_raft_message *
 void trimaran_raft_handle_vote_response(trimaran_raft *raft, trimaran_raft_peer *peer,
                                         const trimaran_raft_message *message);
 void trimaran_raft_handle_timeout_now(trimaran_raft *raft, const trimaran_raft_message *message);
+/* A change that a called member waited for may be applied now. */
+void trimaran_raft_answer_call(trimaran_raft *raft);
 /* Tell the transferee to stand for election, once it has the whole log. */
 void trimaran_raft_continue_transfer(trimaran_raft *raft);
 /* No voter any more: stand for election no longer. */

@@ -276,6 +276,7 @@ void trimaran_raft_applied(trimaran_raft *raft, uint64_t index)
     assert(index <= raft->handed_commit);
     raft->applied = index;
     trimaran_raft_maybe_leave_joint(raft);
+    trimaran_raft_answer_call(raft);
     trimaran_raft_drop_settled(raft);
 }
 

@@ -147,6 +147,10 @@ int trimaran_raft_step(trimaran_raft *raft, const trimaran_raft_message *message
         return -EINVAL;
     if (is_response(message->type) && trimaran_raft_find(raft, message->from) == NULL)
         return -ENOENT;
+    /* A heartbeat tells how much of what this member acknowledged is committed. */
+    if (message->type == TRIMARAN_RAFT_HEARTBEAT && message->term >= raft->term
+        && message->commit > trimaran_raft_last(raft))
+        return -EPROTO;
     if (is_vote(message->type) && message->term >= raft->term && ignores_candidate(raft, message))
         return 0;
     if (message->term < raft->term)

@@ -239,7 +239,8 @@ int trimaran_raft_read_index(trimaran_raft *raft, uint64_t context);
 /* Whether a Ready would have any content. */
 int trimaran_raft_has_ready(const trimaran_raft *raft);
 /* Take what is to be done; each thing is handed out once. Pointers are valid until the next call of
- * any other function but retain/release and the getters; a log thread retains what it needs. */
+ * any other function but retain/release, change and the getters; a log thread retains what it
+ * needs. */
 void trimaran_raft_ready_get(trimaran_raft *raft, trimaran_raft_ready *out);
 /* Everything of the Readys up to number is durable. */
 void trimaran_raft_append_done(trimaran_raft *raft, uint64_t number);
