@@ -110,6 +110,7 @@ class Stored:
             await self._loop.run_in_executor(None, self.member.close)
             raise
         self.node.members.changed = self._members_changed
+        self._members_changed()
         self._is_open = True
         self._run_clocks()
         try:

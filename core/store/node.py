@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from trimaran.errors import ETCD_ERRORS, StatusCode, StoreError, etcd_error
 from trimaran.ext import member as engine
 from trimaran.ext import peer as peer_frames
+from trimaran.store.corruption import CorruptionKeeper, HashDone
 from trimaran.store.lease_keeper import LeaseKeeper
 from trimaran.store.logpolicy import log_compaction_target
 from trimaran.store.member_keeper import MemberKeeper
@@ -53,6 +54,7 @@ class NodeSettings:
         catch_up_entries: entries kept for members that lag.
         strict_reconfig_check: whether changes that endanger the quorum are refused.
         max_learners: how many members may be learners at a time.
+        hash_interval_s: between comparisons of the members' data, 0 for none.
         first_call: number of the first call to a peer; differs from start to start.
     """
 
@@ -67,6 +69,7 @@ class NodeSettings:
     catch_up_entries: int
     strict_reconfig_check: bool = True
     max_learners: int = 1
+    hash_interval_s: float = 0.0
     first_call: int = 1
 
 
@@ -81,6 +84,7 @@ class Node:
     Attributes:
         now_s: the time as last told.
         no_space: called when a write was refused for want of space, before the alarm is raised.
+        hash_state: hashes the data up to a revision that is applied, without holding up the node.
     """
 
     def __init__(self, member: engine.Member, settings: NodeSettings, now_s: float) -> None:
@@ -88,8 +92,10 @@ class Node:
         self.settings = settings
         self.now_s = now_s
         self.no_space: Callable[[], None] = lambda: None
+        self.hash_state: Callable[[int, HashDone], None] = _hash_nothing
         self.leases = LeaseKeeper(self, settings.election_timeout_s)
         self.members = MemberKeeper(self, settings)
+        self.corruption = CorruptionKeeper(self, settings.member_id, settings.hash_interval_s)
         self._calls = PeerCalls(settings.first_call)
         self._proposals: dict[int, ProposeDone] = {}
         self._reads: dict[int, ReadDone] = {}
@@ -114,6 +120,7 @@ class Node:
         self._check_transfers()
         self.leases.check(now_s)
         self.members.check(now_s)
+        self.corruption.check(now_s)
         if self.member.take_no_space():
             self._raise_no_space()
 
@@ -258,9 +265,31 @@ class Node:
                 return
             self._transfers.append((target, deadline_s, done))
 
-    def call(self, peer: int, method: PeerMethod, payload: bytes, done: Done) -> None:
-        """Ask a peer."""
-        deadline_s = self.now_s + self.settings.request_timeout_s
+    @property
+    def revision(self) -> int:
+        """The revision of the data here."""
+        return self.member.revision
+
+    def others(self) -> list[int]:
+        """The ids of the other members."""
+        return [
+            member for member in self.members.table.members if member != self.settings.member_id
+        ]
+
+    def call(
+        self,
+        peer: int,
+        method: PeerMethod,
+        payload: bytes,
+        done: Done,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Ask a peer.
+
+        Args:
+            timeout_s: until an answer must be there, the time-out of requests where None.
+        """
+        deadline_s = self.now_s + (timeout_s or self.settings.request_timeout_s)
         body = self._calls.begin(peer, method, payload, deadline_s, done)
         self._frames.append((peer, peer_frames.encode_frame(REQUEST, body)))
 
@@ -368,7 +397,9 @@ class Node:
             PeerMethod.MEMBER_PROMOTE: self.members.serve_promote,
         }
         method = serve.get(request.method)
-        if method is None:
+        if request.method == PeerMethod.HASH_KV:
+            self.corruption.serve(request.payload, answer)
+        elif method is None:
             answer(StoreError(StatusCode.UNIMPLEMENTED, f"unknown method {request.method}"))
         elif not self.is_leader:
             answer(etcd_error("NOT_LEADER"))
@@ -394,3 +425,7 @@ class Node:
             alarm=pb.NOSPACE,
         )
         self.propose(engine.ALARM, request.SerializeToString(), raised)
+
+
+def _hash_nothing(revision: int, done: HashDone) -> None:
+    done(StoreError(StatusCode.UNIMPLEMENTED, "nobody hashes the data here"))
