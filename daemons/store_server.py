@@ -21,6 +21,7 @@ from trimaran.daemons.http_ports import HttpPorts
 from trimaran.daemons.listening import bind_all, close_all
 from trimaran.daemons.peer_connection import PeerIdentity
 from trimaran.daemons.store_http import make_application
+from trimaran.daemons.store_maintenance import StoreMaintenance
 from trimaran.daemons.store_open import is_alone, lead, open_member, request_timeout_s
 from trimaran.daemons.store_peers import StorePeers
 from trimaran.daemons.store_rpc import StoreMethods
@@ -67,6 +68,7 @@ class Stored:
         self._is_open = False
         self._stopping = False
         self._disk_error = 0
+        self.maintenance = StoreMaintenance(self)
         self._server: GrpcServer | None = None
 
     @property
@@ -170,6 +172,7 @@ class Stored:
         )
         self._server.before_flush = self._turn
         StoreMethods(self).register(self._server)
+        self.maintenance.register(self._server)
         self.health = HealthService(self._server)
         self._runner = web.AppRunner(make_application(self), access_log=None)
         await self._runner.setup()
@@ -332,6 +335,7 @@ class Stored:
     def _collect(self) -> None:
         self.member.collect()
         self.node.persisted()
+        self.maintenance.collected()
         self._turn_and_flush()
 
     def _members_changed(self) -> None:

@@ -16,9 +16,10 @@ SERVED = {
         for name in ("Grant", "Revoke", "KeepAlive", "TimeToLive", "Leases")
     ),
     "/etcdserverpb.Cluster/MemberList",
-    "/etcdserverpb.Maintenance/Status",
-    "/etcdserverpb.Maintenance/Alarm",
-    "/etcdserverpb.Maintenance/MoveLeader",
+    *(
+        f"/etcdserverpb.Maintenance/{name}"
+        for name in ("Status", "Alarm", "Snapshot", "Hash", "HashKV", "Defragment", "MoveLeader")
+    ),
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
 }
