@@ -79,6 +79,10 @@ GOOD = {
     "a range delete": [
         put(1, 2, "x", 2), put(3, 4, "y", 3, "b"), delete(5, 6, 2, 4, "c"), get(7, 8, 4, key="b"),
     ],
+    "a lost range delete between others": [
+        put(1, 2, "x", 2), lost(delete(3, 4, 1, 0, "c")), put(5, 6, "y", 4, "b"), get(7, 8, 4),
+        get(9, 10, 4, ("y", 4), key="b"),
+    ],
     "a stale read that is allowed": [
         put(1, 2, "x", 2), replace(get(3, 4, 1), serializable=True),
     ],

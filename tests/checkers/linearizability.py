@@ -85,7 +85,7 @@ def check(operations: Iterable[Operation], steps_max: int = STEPS_MAX) -> Summar
         key=lambda operation: (operation.revision, not operation.writes, operation.call),
     )
     _check_order(known)
-    unknown = [operation for operation in kept if operation.outcome == UNKNOWN]
+    unknown = _by_key([operation for operation in kept if operation.outcome == UNKNOWN], known)
     taken = [operation.revision for operation in known if operation.writes]
     for part, loose in _partition(known, unknown):
         search = _Search(part, loose, taken, steps_max - summary.steps)
@@ -130,6 +130,24 @@ def _check_order(known: Sequence[Operation]) -> None:
             earliest = operation
 
 
+def _by_key(unknown: Sequence[Operation], known: Sequence[Operation]) -> list[Operation]:
+    """Take a lost deletion of a range for one of each key in it, which may each have happened.
+
+    Else its place would matter to keys that are written between it and the first that misses what
+    it deleted. That a range goes at once is checked with the account of the store (`replay`).
+    """
+    keys = {operation.key for operation in (*known, *unknown)}
+    keys |= {pair.key for operation in known for pair in operation.pairs}
+    parts = []
+    for operation in unknown:
+        if operation.end:
+            covered = sorted(key for key in keys if operation.covers(key))
+            parts += [replace(operation, key=key, end="") for key in covered]
+        else:
+            parts.append(operation)
+    return parts
+
+
 def _partition(
     known: Sequence[Operation], unknown: Sequence[Operation]
 ) -> list[tuple[list[Operation], list[Operation]]]:
@@ -148,7 +166,7 @@ def _partition(
         return place
 
     for operation in (*known, *unknown):
-        if operation.end:
+        if operation.end:  # an answered one
             first = bisect_left(keys, operation.key)
             last = len(keys) if operation.end == "\0" else bisect_left(keys, operation.end)
             for place in range(first + 1, last):
@@ -164,7 +182,7 @@ def _partition(
 def _apply_unknown(state: State, operation: Operation) -> State | None:
     """The state after an operation of unknown outcome; None where it would change nothing."""
     if operation.kind == DELETE:
-        left = {key: held for key, held in state.items() if not operation.covers(key)}
+        left = {key: held for key, held in state.items() if key != operation.key}
         return left if len(left) < len(state) else None
     if operation.kind == COMPARE_AND_PUT:
         have = state.get(operation.key, ("", 0))[1]
@@ -303,7 +321,7 @@ class _Search:
             for at, operation in enumerate(self.unknown)
             if self.first_place[at] <= place
             and not used >> at & 1
-            and (operation.end or wanted.end or operation.key == wanted.key)
+            and wanted.covers(operation.key)
             and _apply_unknown(state, operation) is not None
             and self._has_room(at, place, state)
         ]
@@ -311,7 +329,6 @@ class _Search:
     def _has_room(self, at: int, place: int, state: State) -> bool:
         """Whether a revision is free for a lost write: after what it would have changed."""
         lost, wanted = self.unknown[at], self.known[place]
-        changed = [key for key in state if lost.covers(key)] or [lost.key]
         low = 1
         if self.first_place[at] > 0:
             low = max(low, self.known[self.first_place[at] - 1].revision)
@@ -319,7 +336,7 @@ class _Search:
             before = self.known[earlier]
             # Whatever saw or set the key would have been another with the lost write before it.
             refused = before.kind == COMPARE_AND_PUT and not before.succeeded
-            if not refused and any(before.covers(key) for key in changed):
+            if not refused and before.covers(lost.key):
                 low = max(low, before.revision)
                 break
         high = wanted.revision - wanted.writes

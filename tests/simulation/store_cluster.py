@@ -1,0 +1,222 @@
+"""A cluster of whole members with its clients and what befalls it."""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from checkers import linearizability, replay, watches
+from checkers.history import Event, Operation, Violation, Watch
+from simulation.calls import CallLibrary
+from simulation.clients import KvClient, Server, WatchClient
+from simulation.faults import Faults
+from simulation.network import Network
+from simulation.options import TICK_US, Options, draw
+from simulation.store_checks import StoreChecks
+from simulation.store_host import StoreHost
+from simulation.world import World
+from trimaran.store.membership import founding_entry
+from trimaran.wire import etcd_pb2 as pb
+
+LIVENESS = "liveness"
+LIVENESS_TICKS = 600
+
+
+class StoreCluster:
+    """All members of one cluster.
+
+    Args:
+        world, options: as everybody's.
+        library: where clients' calls are made.
+        folder: for the members' disks.
+    """
+
+    def __init__(self, world: World, options: Options, library: CallLibrary, folder: Path) -> None:
+        self.world = world
+        self.options = options
+        self.network = Network(world, options)
+        self.checks = StoreChecks()
+        self.history: list[Operation] = []
+        self._library = library
+        self._folder = folder
+        numbers = range(1, options.members + 1)
+        self._bootstrap = founding_entry(
+            pb.Member(ID=number, name=f"m{number}", peerURLs=[f"http://m{number}:2380"])
+            for number in numbers
+        )
+        self.hosts = [self._host(number, self._bootstrap) for number in numbers]
+        for host in self.hosts:
+            host.start()
+        self.watchers = [WatchClient(world, self, "everything", "\0", "\0")]
+        if options.clients > 3:
+            self.watchers.append(WatchClient(world, self, "keys", "k", "l"))
+        self.clients = [
+            KvClient(number, world, options, self, self.history)
+            for number in range(options.clients)
+        ]
+
+    def _host(self, number: int, bootstrap: bytes | None) -> StoreHost:
+        return StoreHost(
+            number,
+            self.world,
+            self.network,
+            self.options,
+            self._folder / f"m{number}",
+            bootstrap,
+            self._library,
+            self.checks,
+            self._gone,
+        )
+
+    def _gone(self, host: StoreHost) -> None:
+        for watcher in self.watchers:
+            watcher.gone(host)
+
+    def machines(self) -> Sequence[StoreHost]:
+        """Those that are not destroyed."""
+        return self.hosts
+
+    def servers(self) -> list[Server]:
+        """All hosts, those that are down included."""
+        return list(self.hosts)
+
+    def leader(self) -> StoreHost | None:
+        """The leader of the highest term."""
+        leaders = [host for host in self.hosts if host.leads and not host.is_paused]
+        return max(leaders, key=lambda host: host.member.status()["term"], default=None)
+
+    # Operators.
+
+    def change(self, chance: random.Random) -> None:
+        """Ask for a random change of the members."""
+
+    def transfer(self, chance: random.Random) -> None:
+        """Ask the leader to hand over."""
+        leader = self.leader()
+        if leader is not None:
+            target = chance.choice(leader.member.members()["voters"])
+            self.world.count("transfers", leader.number, target)
+            leader.member.transfer(target)
+            leader.wake()
+
+    def wipe(self, chance: random.Random) -> None:
+        """Destroy a member's disk, if the group can bear it, and replace it."""
+
+    # Phases.
+
+    def heal(self) -> None:
+        """End all faults, and turn on what is off."""
+        self.network.calm()
+        for client in self.clients:
+            client.is_stopped = True
+        for host in self.hosts:
+            host.resume()
+            if not host.is_up:
+                host.start()
+
+    def agrees(self) -> bool:
+        """Whether all members have applied the same, and watchers have seen it."""
+        leader = self.leader()
+        if leader is None or any(not host.is_up for host in self.hosts):
+            return False
+        status = leader.member.status()
+        if status["commit"] != status["last_index"]:
+            return False
+        revision = leader.member.revision
+        return all(
+            host.member.status()["applied"] == status["applied"] for host in self.hosts
+        ) and all(watcher.revision >= revision for watcher in self.watchers)
+
+    def describe(self) -> str:
+        """Tell where everybody stands."""
+        lines = [f"no agreement {LIVENESS_TICKS} ticks after the last fault"]
+        for host in self.hosts:
+            lines.append(f"  {host.member.status() if host.is_up else 'down'}")
+        for watcher in self.watchers:
+            lines.append(f"  watcher {watcher.watch.name} has seen {watcher.revision}")
+        return "\n".join(lines)
+
+    def await_(self, wanted: Callable[[], bool]) -> None:
+        """Let time pass until something holds; at most for the time that liveness allows."""
+        for _ in range(LIVENESS_TICKS):
+            if wanted():
+                return
+            self.world.run_until(self.world.now_us + TICK_US)
+        raise Violation(LIVENESS, self.describe())
+
+
+def run(seed: int, library: CallLibrary, show: bool = False) -> World:
+    """Run one seed of a store cluster.
+
+    Raises:
+        Violation: a promise was broken; its checker is LIVENESS where nothing went on after all
+            faults had ended.
+    """
+    options = draw(seed)
+    world = World(seed, show)
+    world.note("options", options)
+    shared = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="trimaran-sim-", dir=shared if shared.is_dir() else None))
+    cluster = StoreCluster(world, options, library, folder)
+    try:
+        faults = Faults(world, options, cluster)
+        world.run_until(options.fault_ticks * TICK_US)
+        faults.stop()
+        cluster.heal()
+        world.note("healed for good")
+        cluster.await_(cluster.agrees)
+        judge(world, cluster)
+    finally:
+        for host in cluster.hosts:
+            host.close()
+        shutil.rmtree(folder)
+    return world
+
+
+def judge(world: World, cluster: StoreCluster) -> None:
+    """Judge all that clients saw, against the account of every member."""
+    for host in cluster.hosts:
+        host.note_state()
+    leader = cluster.leader()
+    assert leader is not None
+    first = max(1, leader.member.compact_revision)
+    last = leader.member.revision
+    # A new watcher on each member tells what that member holds, from the beginning.
+    accounts: list[list[Event]] = []
+    for host in cluster.hosts:
+        watcher = WatchClient(world, cluster, f"account of {host.number:x}", "\0", "\0", stays=True)
+        watcher.watch.segments.clear()
+        watcher.move(host)
+        cluster.await_(lambda watcher=watcher: watcher.revision >= last)
+        accounts.append(events_of(watcher.watch, last))
+        if accounts[-1] != accounts[0]:
+            differing = sorted({*accounts[0]} ^ {*accounts[-1]}, key=lambda event: event.revision)
+            raise Violation(
+                replay.ACCOUNT,
+                f"{host.number:x} tells {len(accounts[-1])} changes, and "
+                f"{cluster.hosts[0].number:x} {len(accounts[0])}; of one alone are {differing[:9]}",
+            )
+    seen = events_of(cluster.watchers[0].watch, 1 << 62)
+    if [event for event in seen if first <= event.revision <= last] != accounts[0]:
+        raise Violation(watches.COMPLETE, "the watcher of everything saw another history")
+    replay.check(cluster.history, seen)
+    for watcher in cluster.watchers:
+        watches.check(watcher.watch, seen, last)
+    try:
+        summary = linearizability.check(cluster.history)
+        world.counts["operations judged"] += summary.operations
+        world.counts["operations without an answer"] += summary.unknown
+    except linearizability.UndecidedError:
+        world.count("undecided")
+
+
+def events_of(watch: Watch, last: int) -> list[Event]:
+    """All events of a watcher up to a revision, over all its segments."""
+    return [
+        event
+        for segment in watch.segments
+        for response in segment.responses
+        for event in response.events
+        if event.revision <= last
+    ]
