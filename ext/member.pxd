@@ -231,6 +231,15 @@ cdef extern from "member.h" nogil:
         uint64_t dropped_forwards
         uint64_t strangers
         uint64_t leader_changes
+    ctypedef struct trimaran_member_snapshot:
+        uint64_t sender "from"
+        uint64_t term
+        trimaran_mvcc *fresh
+        trimaran_watchhub *hub
+        const char *directory
+    bint trimaran_member_install(trimaran_member *member,
+                                 const trimaran_member_snapshot *snapshot)
+    bint trimaran_member_is_installing(const trimaran_member *member)
     int trimaran_member_found(trimaran_raftlog *log, trimaran_mvcc *mvcc, trimaran_slice entry)
     int trimaran_member_load_group(trimaran_raftlog *log, trimaran_mvcc *mvcc, uint64_t id,
                                    bint alone, trimaran_member_group *out)
@@ -265,6 +274,8 @@ cdef class Member:
     cdef readonly uint64_t member_id
     cdef uint64_t cluster_id
     cdef str state_directory
+    cdef bytes state_path
+    cdef object prepared
     cdef size_t map_size_bytes
     cdef int open_log(self, str directory, uint64_t journal_size_bytes) except -1
     cdef int open_raft(self, object options) except -1

@@ -10,7 +10,7 @@ waits for that.
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from trimaran.ext.snapshot import Defragment, SnapshotReader
+from trimaran.ext.snapshot import Defragment, PreparedState, SnapshotReader
 
 PUT: Final = 1
 DELETE: Final = 2
@@ -143,6 +143,21 @@ class Member:
     def snapshot_failed(self, to: int) -> None:
         """A member has not got it; it will be asked for again."""
 
+    def install(self, sender: int, term: int, prepared: PreparedState) -> bool:
+        """Put a state that a leader has sent in the place of this member's own.
+
+        Args:
+            sender: the leader.
+            term: its term when it began to send.
+            prepared: the state; holds the old one afterwards, and is to be closed then, which
+                takes long.
+
+        Returns:
+            False where it is no news. On a full disk True, and `is_installing` until there is room.
+        """
+
+    @property
+    def is_installing(self) -> bool: ...
     def unreachable(self, peer_id: int) -> None:
         """What was sent to a member lately may be lost."""
 

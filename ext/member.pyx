@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 from trimaran.errors import ETCD_ERRORS, ConfigError, CorruptionError, etcd_error
 from trimaran.ext.snapshot import recover
 
-from trimaran.ext.snapshot cimport Defragment, SnapshotReader
+from trimaran.ext.snapshot cimport Defragment, PreparedState, SnapshotReader
 
 PUT = 1
 DELETE = 2
@@ -56,7 +56,7 @@ cdef class Member:
         cdef uint64_t incarnation = getattr(options, "incarnation", 0) or time.time_ns()
         cdef int code
         self.member_id = options.member_id
-        directory = os.fsencode(options.state_directory)
+        directory = self.state_path = os.fsencode(options.state_directory)
         self.cluster_id = options.cluster_id
         self.state_directory = options.state_directory
         self.map_size_bytes = options.map_size_bytes
@@ -307,6 +307,26 @@ cdef class Member:
     def snapshot_failed(self, uint64_t to):
         self.check()
         trimaran_raft_snapshot_failed(self.raft, to)
+
+    def install(self, uint64_t sender, uint64_t term, PreparedState prepared):
+        cdef trimaran_member_snapshot snapshot
+        self.check()
+        if prepared.mvcc == NULL:
+            raise ValueError("the prepared state is closed")
+        snapshot.sender = sender
+        snapshot.term = term
+        snapshot.fresh = <trimaran_mvcc *><void *>prepared.mvcc
+        snapshot.hub = self.hub
+        snapshot.directory = self.state_path
+        if not trimaran_member_install(self.member, &snapshot):
+            return False
+        self.prepared = prepared
+        return True
+
+    @property
+    def is_installing(self):
+        self.check()
+        return bool(trimaran_member_is_installing(self.member))
 
     def unreachable(self, uint64_t peer_id):
         self.check()

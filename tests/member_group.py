@@ -82,6 +82,7 @@ class Group:
         self.late: list[tuple[int, int, bytes]] = []
         self.token = 0
         self._incarnations: dict[int, int] = {}
+        self._options: dict[int, Options] = {}
         self._parsers: dict[tuple[int, int], PeerParser] = {}
         self._entry = founding_entry(list(range(1, size + 1)))
         for number in range(1, size + 1):
@@ -107,9 +108,14 @@ class Group:
             "incarnation": self._incarnations[number],
             "seed": self.seed * 100 + number + 1000 * self._incarnations[number],
         } | self.options
-        self.members[number] = engine.Member(Options(**values))  # type: ignore[arg-type]
+        self._options[number] = Options(**values)  # type: ignore[arg-type]
+        self.members[number] = engine.Member(self._options[number])
         self._parsers = {pair: one for pair, one in self._parsers.items() if number not in pair}
         return self.members[number]
+
+    def options_of(self, number: int) -> Options:
+        """Return what a member was last started with."""
+        return self._options[number]
 
     def crash(self, number: int) -> None:
         """Take a member's power away."""

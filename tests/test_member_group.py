@@ -8,6 +8,7 @@ import pytest
 from member_group import Group
 from trimaran.errors import StoreError
 from trimaran.ext import member as engine
+from trimaran.ext.snapshot import PreparedState, StateBuilder, complete
 from trimaran.wire import etcd_pb2 as pb
 
 
@@ -292,3 +293,69 @@ def test_rows_and_checkpoints_are_replicated(group: Group) -> None:
         assert member.rows(b"cluster/") == [(b"cluster/version", b"3.6.0")]
     bad = engine.encode_rows([(b"raft/members", b"")])
     assert group.outcome(group.submit(group.leader(), engine.ROWS, bad))[1] == "MALFORMED"
+
+
+def stream(group: Group, leader: int, to: int) -> PreparedState:
+    """Copy a leader's committed state beside a member's own, as a transport would."""
+    group.members[leader].commit()
+    folder = group.folder / f"member-{to}" / "state"
+    reader = group.members[leader].snapshot()
+    builder = StateBuilder(f"{folder}.new")
+    for number in range(reader.measure()[1]):
+        builder.write(reader.read(number))
+    builder.finish()
+    complete(str(folder), reader.index)
+    reader.close()
+    return PreparedState(group.options_of(to))
+
+
+def lag(group: Group, number: int) -> int:
+    """Write on while a member is away, and cut the log before it is back; returns the leader."""
+    group.crash(number)
+    leader = group.leader()
+    for i in range(20):
+        assert group.outcome(group.put(leader, b"n%d" % i, b"v"))[1] == ""
+    group.members[leader].commit()
+    group.members[leader].compact_log(group.members[leader].persisted_index)
+    return leader
+
+
+def test_a_member_that_was_away_too_long_gets_a_snapshot(group: Group) -> None:
+    group.outcome(group.put(group.leader(), b"a", b"1"))
+    behind = followers(group)[0]
+    leader = lag(group, behind)
+    member = group.start(behind)
+    # It asks for a write of its own, which the snapshot may or may not hold.
+    token = group.put(behind, b"own", b"1")
+    asked = []
+    for _ in range(30):
+        group.tick()
+        asked += group.members[leader].snapshot_requests()
+    assert asked == [behind]
+    assert group.content(behind) != group.content(leader)
+    prepared = stream(group, leader, behind)
+    version = member.rows_version
+    assert member.install(leader, group.members[leader].status()["term"], prepared)
+    assert not member.is_installing
+    group.members[leader].snapshot_sent(behind, prepared.index)
+    assert group.content(behind) == group.content(leader)
+    assert member.rows_version > version
+    prepared.close()
+    assert group.outcome(token)[1] in {"", "TIMEOUT"}
+    assert group.outcome(group.put(behind, b"b", b"2"))[1] == ""
+    group.crash(behind)
+    group.start(behind)
+    group.tick(30)
+    assert group.content(behind) == group.content(leader)
+
+
+def test_a_snapshot_that_is_no_news_is_left(group: Group) -> None:
+    leader = group.leader()
+    group.outcome(group.put(leader, b"a", b"1"))
+    other = followers(group)[0]
+    prepared = stream(group, leader, other)
+    before = group.content(other)
+    assert not group.members[other].install(leader, 1, prepared)
+    prepared.close()
+    assert group.content(other) == before
+    assert group.outcome(group.put(other, b"b", b"2"))[1] == ""

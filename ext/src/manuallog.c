@@ -36,14 +36,20 @@ static void free_submission(struct submission *submission)
     free(submission);
 }
 
-void trimaran_manuallog_destroy(trimaran_manuallog *manual)
+static void drop_submissions(trimaran_manuallog *manual)
 {
-    if (manual == NULL)
-        return;
     for (struct submission *next; manual->first != NULL; manual->first = next) {
         next = manual->first->next;
         free_submission(manual->first);
     }
+    manual->last = NULL;
+}
+
+void trimaran_manuallog_destroy(trimaran_manuallog *manual)
+{
+    if (manual == NULL)
+        return;
+    drop_submissions(manual);
     free(manual);
 }
 
@@ -104,5 +110,19 @@ int trimaran_manuallog_flush(trimaran_manuallog *manual, uint64_t count)
             manual->last = NULL;
         free_submission(submission);
     }
+    return 0;
+}
+
+int trimaran_manuallog_reset(trimaran_manuallog *manual, const trimaran_hard_state *hard_state,
+                             uint64_t index, uint64_t term)
+{
+    int error = trimaran_raftlog_reset(manual->log, hard_state, index, term);
+
+    if (error != 0)
+        return error;
+    drop_submissions(manual);
+    manual->completion.sequence = manual->submitted;
+    manual->completion.index = index;
+    manual->completion.term = term;
     return 0;
 }

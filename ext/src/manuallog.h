@@ -26,4 +26,8 @@ uint64_t trimaran_manuallog_pending(const trimaran_manuallog *manual);
  * also in the completion; those after the one that failed still wait. */
 int trimaran_manuallog_flush(trimaran_manuallog *manual, uint64_t count);
 
+/* Drop what waits and all that the log holds, as trimaran_raftlog_reset does; durable on return. */
+int trimaran_manuallog_reset(trimaran_manuallog *manual, const trimaran_hard_state *hard_state,
+                             uint64_t index, uint64_t term);
+
 #endif

@@ -65,6 +65,8 @@ static void handle_ready(trimaran_member *member)
         trimaran_raft_applied(member->raft, ready.committed_last);
     if (durable)
         trimaran_raft_append_done(member->raft, ready.number);
+    if (ready.install)
+        trimaran_member_want_install(member, &ready);
 }
 
 /* While nobody knows a leader, what arrives is one batch a tick. */
@@ -77,8 +79,9 @@ static void cut(trimaran_member *member)
     trimaran_proposals_cut(proposals);
 }
 
-static void drive(trimaran_member *member)
+void trimaran_member_drive(trimaran_member *member)
 {
+    trimaran_member_try_install(member);
     trimaran_member_collect(member);
     do {
         trimaran_raft_status_get(member->raft, &member->status);
@@ -98,7 +101,7 @@ bool trimaran_member_turn(trimaran_member *member)
     member->snapshots_taken = false;
     trimaran_member_write_staged(member);
     cut(member);
-    drive(member);
+    trimaran_member_drive(member);
     update_mode(member);
     return trimaran_service_step(member->service) || member->staged.number != 0;
 }

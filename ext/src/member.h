@@ -24,6 +24,8 @@ typedef struct trimaran_member_log {
     void (*completed)(void *context, trimaran_logthread_completion *out);
     int (*read)(void *context, uint64_t first, uint64_t last, uint64_t max_bytes,
                 trimaran_raftlog_visitor visitor, void *visitor_context);
+    int (*reset)(void *context, const trimaran_hard_state *hard_state, uint64_t index,
+                 uint64_t term);
 } trimaran_member_log;
 
 /* A log on disk with the threads that write it, or, where it is manual, without: then what is
@@ -93,6 +95,18 @@ size_t trimaran_member_snapshot_requests(trimaran_member *member, const uint64_t
 
 /* Entries up to index are about to be dropped from the log. */
 void trimaran_member_compacted(trimaran_member *member, uint64_t index);
+
+/* A state that a leader has sent, complete beside one's own, and opened. */
+typedef struct trimaran_member_snapshot {
+    uint64_t from, term;   /* of the leader's request to take it */
+    trimaran_mvcc *fresh;  /* the caller's; holds the old state once it is installed */
+    trimaran_watchhub *hub;
+    const char *directory; /* of one's own; has to stay until the state is installed */
+} trimaran_member_snapshot;
+/* Install it. Returns false where it is no news; on a full disk it returns true and goes on in
+ * later turns, during which is_installing. */
+bool trimaran_member_install(trimaran_member *member, const trimaran_member_snapshot *snapshot);
+bool trimaran_member_is_installing(const trimaran_member *member);
 
 /* The error of the log that writes wait for (-ENOSPC), 0 where all is well. */
 int trimaran_member_log_error(const trimaran_member *member);

@@ -19,6 +19,15 @@ typedef struct trimaran_staged {
     size_t count, capacity;
 } trimaran_staged;
 
+/* A snapshot that raft has taken and that is not in place yet. */
+typedef struct trimaran_pending_install {
+    bool wanted;
+    trimaran_mvcc *fresh;
+    trimaran_watchhub *hub;
+    const char *directory;
+    trimaran_hard_state hard_state;
+} trimaran_pending_install;
+
 struct trimaran_member {
     trimaran_raft *raft;
     trimaran_member_log log;
@@ -29,6 +38,7 @@ struct trimaran_member {
     trimaran_in_flight *flying; /* oldest first, in a ring */
     size_t flying_first, flying_count, flying_capacity;
     trimaran_staged staged;
+    trimaran_pending_install install;
     int log_error;
     trimaran_raft_status status; /* as of the last Ready */
     uint64_t status_version;
@@ -47,6 +57,15 @@ bool trimaran_member_write(trimaran_member *member, const trimaran_raft_ready *r
 /* Write what was held back, and take note of what the log thread has done. */
 void trimaran_member_write_staged(trimaran_member *member);
 void trimaran_member_collect(trimaran_member *member);
+/* Forget what was held back. */
+void trimaran_member_unstage(trimaran_member *member);
+
+/* Install what raft asks for, or what could not be installed before. */
+void trimaran_member_want_install(trimaran_member *member, const trimaran_raft_ready *ready);
+void trimaran_member_try_install(trimaran_member *member);
+
+/* The part of a turn between what came in and what goes out. */
+void trimaran_member_drive(trimaran_member *member);
 
 void trimaran_member_apply(trimaran_member *member, const trimaran_raft_ready *ready);
 

@@ -52,7 +52,7 @@ static void stage(trimaran_member *member, const trimaran_raft_ready *ready)
     }
 }
 
-static void unstage(trimaran_member *member)
+void trimaran_member_unstage(trimaran_member *member)
 {
     for (size_t i = 0; i < member->staged.count; i++)
         trimaran_payload_release(member->staged.entries[i].payload);
@@ -67,7 +67,7 @@ static void submit_staged(trimaran_member *member)
         return;
     submit(member, staged->has_hard_state ? &staged->hard_state : NULL, staged->entries,
            staged->count, staged->number);
-    unstage(member);
+    trimaran_member_unstage(member);
 }
 
 void trimaran_member_write_staged(trimaran_member *member)
@@ -80,7 +80,7 @@ void trimaran_member_write_staged(trimaran_member *member)
     if (may_flush_here(member) &&
         log->append(log->context, staged->has_hard_state ? &staged->hard_state : NULL,
                     staged->entries, staged->count, &sequence) == 0) {
-        unstage(member);
+        trimaran_member_unstage(member);
         trimaran_raft_append_done(member->raft, number);
         return;
     }

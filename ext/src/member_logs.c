@@ -63,6 +63,20 @@ static int read_entries(void *context, uint64_t first, uint64_t last, uint64_t m
     return trimaran_raftlog_read(disk->log, first, last, max_bytes, visitor, visitor_context);
 }
 
+static int thread_reset(void *context, const trimaran_hard_state *hard_state, uint64_t index,
+                        uint64_t term)
+{
+    trimaran_member_disk *disk = context;
+    return trimaran_logthread_reset(disk->thread, hard_state, index, term);
+}
+
+static int manual_reset(void *context, const trimaran_hard_state *hard_state, uint64_t index,
+                        uint64_t term)
+{
+    trimaran_member_disk *disk = context;
+    return trimaran_manuallog_reset(disk->manual, hard_state, index, term);
+}
+
 int trimaran_member_disk_open(trimaran_member_disk *disk, trimaran_raftlog *log, bool manual)
 {
     *disk = (trimaran_member_disk){.log = log};
@@ -93,7 +107,8 @@ trimaran_member_log trimaran_member_disk_log(trimaran_member_disk *disk)
 {
     if (disk->thread != NULL)
         return (trimaran_member_log){disk,           thread_submit,    thread_append,
-                                     thread_is_quick, thread_completed, read_entries};
-    return (trimaran_member_log){disk,            manual_submit,    manual_append,
-                                 manual_is_quick, manual_completed, read_entries};
+                                     thread_is_quick, thread_completed, read_entries,
+                                     thread_reset};
+    return (trimaran_member_log){disk,            manual_submit,    manual_append, manual_is_quick,
+                                 manual_completed, read_entries,     manual_reset};
 }

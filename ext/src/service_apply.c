@@ -152,6 +152,9 @@ void trimaran_service_installed(trimaran_service *service)
     const trimaran_origin *origin = trimaran_origintable_find(
         trimaran_mvcc_origins(service->mvcc), proposals->origin);
     trimaran_proposal *proposal;
+    /* Another state counts its batches anew. */
+    for (trimaran_physical *next = service->physical; next != NULL; next = next->next)
+        next->batch = 0;
     if (origin == NULL || origin->incarnation != proposals->incarnation)
         return;
     while ((proposal = trimaran_proposals_up_to(proposals, origin->sequence)) != NULL)
