@@ -131,6 +131,7 @@ class Node:
             ProtocolError: they are no frames; the connection has to be closed.
         """
         self.now_s = now_s
+        self.member.set_clock(int(now_s * 1e6))
         parser = self._parsers.get(peer)
         if parser is None:
             parser = self._parsers[peer] = peer_frames.PeerParser(self.member, peer)
@@ -158,6 +159,8 @@ class Node:
     def turn(self, now_s: float) -> bool:
         """Do all that can be done without waiting; True where another turn would find work."""
         self.now_s = now_s
+        # A leader that was stopped must not answer reads by a lease that ended meanwhile.
+        self.member.set_clock(int(now_s * 1e6))
         more = self.member.turn()
         results = self.member.results()
         if results:
