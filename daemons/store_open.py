@@ -48,31 +48,25 @@ def request_timeout_s(options: StoreOptions) -> float:
     return REQUEST_TIMEOUT_S + 2 * options.election_timeout_ms / 1000
 
 
-def open_member(options: StoreOptions, directory: DataDirectory) -> engine.Member:
-    """Open the engine on a data directory.
-
-    Raises:
-        ConfigError, CorruptionError: it cannot be used; the text says why.
-    """
+def member_options(options: StoreOptions, directory: DataDirectory) -> MemberOptions:
+    """Return what the engine is opened with."""
     identity = directory.identity
     tick_s = options.heartbeat_interval_ms / 1000
-    return engine.Member(
-        MemberOptions(
-            log_directory=str(directory.log),
-            state_directory=str(directory.state),
-            cluster_id=identity.cluster_id,
-            member_id=identity.member_id,
-            election_ticks=options.election_timeout_ms // options.heartbeat_interval_ms,
-            max_txn_ops=options.max_txn_ops,
-            max_request_bytes=options.max_request_bytes,
-            quota_bytes=options.quota_bytes,
-            hash_seed=secrets.randbits(63),
-            seed=secrets.randbits(63),
-            incarnation=directory.incarnation,
-            bootstrap=directory.bootstrap,
-            request_timeout_ticks=int(request_timeout_s(options) / tick_s),
-            pre_vote=options.pre_vote,
-        )
+    return MemberOptions(
+        log_directory=str(directory.log),
+        state_directory=str(directory.state),
+        cluster_id=identity.cluster_id,
+        member_id=identity.member_id,
+        election_ticks=options.election_timeout_ms // options.heartbeat_interval_ms,
+        max_txn_ops=options.max_txn_ops,
+        max_request_bytes=options.max_request_bytes,
+        quota_bytes=options.quota_bytes,
+        hash_seed=secrets.randbits(63),
+        seed=secrets.randbits(63),
+        incarnation=directory.incarnation,
+        bootstrap=directory.bootstrap,
+        request_timeout_ticks=int(request_timeout_s(options) / tick_s),
+        pre_vote=options.pre_vote,
     )
 
 

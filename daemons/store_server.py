@@ -22,12 +22,22 @@ from trimaran.daemons.listening import bind_all, close_all
 from trimaran.daemons.peer_connection import PeerIdentity
 from trimaran.daemons.store_http import make_application
 from trimaran.daemons.store_maintenance import StoreMaintenance
-from trimaran.daemons.store_open import is_alone, lead, open_member, request_timeout_s
+from trimaran.daemons.store_open import is_alone, lead, member_options, request_timeout_s
 from trimaran.daemons.store_peers import StorePeers
 from trimaran.daemons.store_rpc import StoreMethods
+from trimaran.daemons.store_snapshots import StoreSnapshots
 from trimaran.daemons.store_tls import client_side, peer_side, warn_of_plain_urls
-from trimaran.errors import ConfigError, StoreError, TrimaranError, etcd_error
+from trimaran.daemons.tls import TLSSide
+from trimaran.errors import (
+    ConfigError,
+    CorruptionError,
+    StatusCode,
+    StoreError,
+    TrimaranError,
+    etcd_error,
+)
 from trimaran.ext import member as engine
+from trimaran.store.corruption import HashDone, StateHash
 from trimaran.store.lease_keeper import CHECK_INTERVAL_S
 from trimaran.store.lessor import Lessor, minimum_ttl_s
 from trimaran.store.node import Node, NodeSettings, ReadDone
@@ -70,6 +80,7 @@ class Stored:
         self._disk_error = 0
         self.maintenance = StoreMaintenance(self)
         self._server: GrpcServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def lessor(self) -> Lessor:
@@ -97,19 +108,13 @@ class Stored:
             founding = await found(self.options, peer_ask(peer_tls))
             self.member, directory = await self._loop.run_in_executor(None, self._open, founding)
             self.identity = directory.identity
+            try:
+                await self._connect(directory, peer_tls)
+            except BaseException:
+                await self._loop.run_in_executor(None, self.member.close)
+                raise
         except BaseException:
             close_all(clients)
-            raise
-        self.node = Node(self.member, self._settings(), time.monotonic())
-        self.node.no_space = self._report_no_space
-        identity = PeerIdentity(self.identity.cluster_id, self.identity.member_id, ETCD_VERSION)
-        self.peers = StorePeers(self.node, identity, self._turn_soon, peer_tls)
-        self.peers.removed = lambda: self.fail(ConfigError(REMOVED))
-        try:
-            await self.peers.start(self.options.listen_peer_urls, directory.known)
-        except BaseException:
-            close_all(clients)
-            await self._loop.run_in_executor(None, self.member.close)
             raise
         self.node.members.changed = self._members_changed
         self._members_changed()
@@ -129,9 +134,28 @@ class Stored:
             self.member.revision,
         )
 
+    async def _connect(self, directory: DataDirectory, tls: TLSSide | None) -> None:
+        """Make the node and what connects it to the others."""
+        self.node = Node(self.member, self._settings(), time.monotonic())
+        self.node.no_space = self._report_no_space
+        self.node.hash_state = self._hash_state
+        self.node.corruption.found = self._report_corruption
+        identity = PeerIdentity(self.identity.cluster_id, self.identity.member_id, ETCD_VERSION)
+        self.peers = StorePeers(self.node, identity, self._turn_soon, tls)
+        self.peers.removed = lambda: self.fail(ConfigError(REMOVED))
+        self.snapshots = StoreSnapshots(
+            self.member,
+            member_options(self.options, directory),
+            self.peers.transport,
+            self.maintenance.take,
+            self._state_replaced,
+            self._turn_soon,
+        )
+        await self.peers.start(self.options.listen_peer_urls, directory.known)
+
     def _open(self, founding: Founding | None) -> tuple[engine.Member, DataDirectory]:
         directory = open_data_directory(self.options, founding)
-        member = open_member(self.options, directory)
+        member = engine.Member(member_options(self.options, directory))
         try:
             if is_alone(member, directory.identity.member_id):
                 lead(member)
@@ -154,6 +178,7 @@ class Stored:
             catch_up_entries=options.snapshot_catchup_entries,
             strict_reconfig_check=options.strict_reconfig_check,
             max_learners=options.max_learners,
+            hash_interval_s=options.corrupt_check_time_s or options.compact_hash_check_time_s,
             first_call=secrets.randbits(48),
         )
 
@@ -201,6 +226,7 @@ class Stored:
             if timer is not None:
                 timer.cancel()
         self.node.stop()
+        await self.snapshots.stop()
         await self.peers.stop()
         await self._loop.run_in_executor(None, self.member.close)
         LOG.info("stopped")
@@ -309,6 +335,7 @@ class Stored:
         if self.node.turn(time.monotonic()):
             self._turn_soon()
         self.peers.send()
+        self.snapshots.send_wanted()
         if self._seal_timer is None and self.member.pending_bytes > 0:
             self._seal_timer = self._loop.call_later(SEAL_INTERVAL_S, self._seal)
         if self.member.pending_bytes > SEAL_BYTES:
@@ -354,6 +381,32 @@ class Stored:
             LOG.error("%s", reason)
             self.failure = reason
             self.failed.set()
+
+    def _state_replaced(self) -> None:
+        self.node.replaced(time.monotonic())
+
+    def _hash_state(self, revision: int, done: HashDone) -> None:
+        async def hash_it() -> None:
+            try:
+                value, compact_revision = await self.maintenance.hash_of_keys(revision)
+            except StoreError as error:
+                done(error)
+            except (OSError, CorruptionError) as error:
+                done(StoreError(StatusCode.INTERNAL, str(error)))
+            else:
+                done(StateHash(value, revision, compact_revision))
+            self._turn_soon()
+
+        task = self._loop.create_task(hash_it())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _report_corruption(self, members: list[int]) -> None:
+        LOG.critical(
+            "the data of %s differs from that of the others: writes are refused until it is "
+            "replaced and the alarm disarmed",
+            ", ".join(f"member {member:x}" for member in members),
+        )
 
     def _report_no_space(self) -> None:
         LOG.error(

@@ -1,0 +1,49 @@
+"""A member that the others' log no longer reaches gets the state itself."""
+
+import pytest
+
+from store_cluster import Cluster, Member, why_not
+from trimaran.wire import etcd_pb2 as pb
+
+KIND = "trimaran"
+KEYS = 1500
+VALUE = b"v" * 2000
+
+
+def put(member: Member, number: int) -> None:
+    request = pb.PutRequest(key=b"key%06d" % (number % 1000), value=VALUE + b"%d" % number)
+    member.call("KV/Put", request)
+
+
+def hash_of(member: Member, revision: int) -> tuple[int, int]:
+    answer = member.call("Maintenance/HashKV", pb.HashKVRequest(revision=revision))
+    return answer.hash, answer.compact_revision
+
+
+@pytest.fixture
+def cluster():
+    reason = why_not(KIND)
+    if reason:
+        pytest.skip(reason)
+    flags = ["--snapshot-count=100", "--snapshot-catchup-entries=10"]
+    with Cluster(KIND, 3, arguments=flags) as cluster:
+        yield cluster
+
+
+def test_a_member_far_behind_takes_over_the_state(cluster: Cluster) -> None:
+    leader = cluster.leader()
+    behind, other = cluster.followers(leader)
+    put(leader, 0)
+    behind.kill()
+    for number in range(KEYS):
+        put(leader, number)
+    behind.start()
+    behind.wait_ready()
+    revision = leader.status().header.revision
+    # A linearizable read is answered only when everything before it is there.
+    answer = behind.call("KV/Range", pb.RangeRequest(key=b"key", range_end=b"kez"))
+    assert answer.header.revision >= revision
+    assert answer.count == 1000
+    assert hash_of(behind, revision) == hash_of(leader, revision) == hash_of(other, revision)
+    assert "took over the state" in behind.log_tail(100_000)
+    put(behind, 1)
