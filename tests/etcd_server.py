@@ -241,6 +241,13 @@ class StoreServer:
                 raise ServerStartError(f"{self.name} is not healthy: {self.log_tail()}")
             time.sleep(0.05)
 
+    def wait_exit(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Wait until it has ended by itself, and give its exit code."""
+        assert self._process is not None
+        code = self._process.wait(timeout_s)
+        self._process = None
+        return code
+
     def log_tail(self, size: int = 3000) -> str:
         """Give the end of its log."""
         if not self.log_path.exists():
