@@ -4,14 +4,12 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 import dns.asyncresolver
-import dns.exception
-import dns.resolver
 
 from trimaran.client import Client, TLSOptions
+from trimaran.client.discovery import dns_answers, lookup_services, system_resolver
 from trimaran.errors import ConfigError, StoreError, StoreUnavailableError
 from trimaran.store import discovery as rules
 from trimaran.store.discovery import Address, Entry, ServiceRecord
@@ -20,35 +18,6 @@ from trimaran.store.options import StoreOptions
 
 LOG = logging.getLogger("trimaran.store")
 RETRY_S = 1.0
-DNS_TIMEOUT_S = 10.0
-
-
-def system_resolver() -> dns.asyncresolver.Resolver:
-    """Make a resolver that asks the servers of /etc/resolv.conf.
-
-    Raises:
-        ConfigError: that file cannot be used.
-    """
-    try:
-        resolver = dns.asyncresolver.Resolver()
-    except dns.exception.DNSException as error:
-        raise ConfigError(f"no DNS server is known: {error}; check /etc/resolv.conf") from None
-    resolver.lifetime = DNS_TIMEOUT_S
-    return resolver
-
-
-async def _answers(resolver: dns.asyncresolver.Resolver, name: str, kind: str) -> list[Any]:
-    """Ask for records; none where the name or its records are not there.
-
-    Raises:
-        ConfigError: there is no answer.
-    """
-    try:
-        return list(await resolver.resolve(name, kind))
-    except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
-        return []
-    except dns.exception.DNSException as error:
-        raise ConfigError(f"DNS has no answer for {name}: {error}") from None
 
 
 async def resolve_host(
@@ -58,7 +27,7 @@ async def resolve_host(
     found = {
         str(record.address)
         for kind in ("A", "AAAA")
-        for record in await _answers(resolver, host, kind)
+        for record in await dns_answers(resolver, host, kind)
     }
     if not found:
         loop = asyncio.get_running_loop()
@@ -68,36 +37,6 @@ async def resolve_host(
             infos = []
         found = {str(info[4][0]) for info in infos}
     return frozenset((address, port) for address in found)
-
-
-async def lookup_services(
-    service: str,
-    domain: str,
-    suffix: str,
-    resolver: dns.asyncresolver.Resolver,
-) -> dict[str, list[ServiceRecord]]:
-    """Look up the SRV records of a service, with and without TLS.
-
-    Args:
-        service: "etcd-server" or "etcd-client".
-        domain, suffix: --discovery-srv and --discovery-srv-name.
-        resolver: whom to ask.
-
-    Returns:
-        records by scheme of their URLs, without addresses.
-
-    Raises:
-        ConfigError: DNS does not answer.
-    """
-    found: dict[str, list[ServiceRecord]] = {}
-    for scheme, name in rules.service_names(service, domain, suffix).items():
-        records = await _answers(resolver, name, "SRV")
-        in_order = sorted(records, key=lambda r: (r.priority, -r.weight, str(r.target), r.port))
-        found[scheme] = [
-            ServiceRecord(record.target.to_text(omit_final_dot=True), record.port)
-            for record in in_order
-        ]
-    return found
 
 
 async def discover_by_dns(

@@ -11,6 +11,7 @@ from aio import run
 from dns_server import DnsServer
 from etcd_server import StoreServer
 from trimaran.client import Client
+from trimaran.client.discovery import discover
 from trimaran.daemons.bootstrap import Ask, found, peer_ask, same_urls
 from trimaran.daemons.data_directory import Founding, founding_of, open_data_directory
 from trimaran.daemons.discovery import discover_by_dns, discover_by_registry
@@ -223,6 +224,25 @@ def test_dns_that_does_not_help(
     with pytest.raises(ConfigError) as caught:
         by_dns(dns_options(tmp_path, **changes), **server)
     assert said in str(caught.value)
+
+
+def test_clients_find_endpoints_in_dns() -> None:
+    records = {
+        ("_etcd-client._tcp.x.test", "SRV"): ["5 0 2379 b.x.test.", "1 0 2379 a.x.test."],
+        ("_etcd-client-ssl._tcp.x.test", "SRV"): ["9 0 443 s.x.test."],
+    }
+
+    async def main() -> None:
+        async with DnsServer(records) as dns:
+            assert await discover("x.test", resolver=dns.resolver()) == [
+                "https://s.x.test:443",
+                "http://a.x.test:2379",
+                "http://b.x.test:2379",
+            ]
+            with pytest.raises(ConfigError, match=r"no SRV records _etcd-client-ssl-blue\._tcp"):
+                await discover("x.test", "blue", resolver=dns.resolver())
+
+    run(main())
 
 
 # Discovery by the registry in a store.

@@ -319,7 +319,7 @@ def test_a_cluster_of_one_by_force() -> None:
     assert entries[0] == b""
     read = [conf.decode_configuration(entry) for entry in entries[1:]]
     changes = [entry.changes for entry in read]
-    assert changes == [((Op.REMOVE, n),) for n in (1, 3, 7)] + [((Op.ADD_VOTER, 2),)]
+    assert changes == [((Op.ADD_VOTER, 2),), *(((Op.REMOVE, n),) for n in (1, 3, 7))]
     rows = rows_of(now)
     for entry in read:
         for key, value in entry.rows:

@@ -411,17 +411,18 @@ def force_new_cluster(
         joint: raft is between two configurations.
     """
     entries = [b""] if joint else []
-    others = sorted((set(raft_ids) | set(table.members)) - {own_id})
-    for other in others:
+    own = pb.Member()
+    if own_id in table.members:
+        own.CopyFrom(table.members[own_id])
+    own.ID, own.isLearner = own_id, False
+    # First of all, so that there is a voter left at any time.
+    promote = Configuration(((Op.ADD_VOTER, own_id),), (_row(own),))
+    entries.append(encode_configuration(promote))
+    for other in sorted((set(raft_ids) | set(table.members)) - {own_id}):
         rows: tuple[Row, ...] = (
             (member_key(other), None),
             (attributes_key(other), None),
             (removed_key(other), b""),
         )
         entries.append(encode_configuration(Configuration(((Op.REMOVE, other),), rows)))
-    own = pb.Member()
-    if own_id in table.members:
-        own.CopyFrom(table.members[own_id])
-    own.ID, own.isLearner = own_id, False
-    promote = Configuration(((Op.ADD_VOTER, own_id),), (_row(own),))
-    return [*entries, encode_configuration(promote)]
+    return entries
