@@ -77,11 +77,12 @@ def _urls_of_others(members: Iterable[pb.Member], own_urls: Sequence[str]) -> li
     return sorted(url for member in others for url in member.peerURLs)
 
 
-async def _answers(
-    urls: Sequence[str], ask: Ask, linearizable: bool, timeout_s: float
-) -> list[pb.MemberListResponse]:
-    """Ask all URLs at once; those that do not answer are left out, in the URLs' order."""
-    request = pb.MemberListRequest(linearizable=linearizable)
+async def _answers(urls: Sequence[str], ask: Ask, timeout_s: float) -> list[pb.MemberListResponse]:
+    """Ask all URLs at once; those that do not answer are left out, in the URLs' order.
+
+    They tell their own view: they may have no leader before this member has started.
+    """
+    request = pb.MemberListRequest(linearizable=False)
     asked = (ask(url, request, timeout_s) for url in urls)
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     answers = []
@@ -108,8 +109,7 @@ async def _refuse_second_founding(options: StoreOptions, founding: Founding, ask
     """Refuse to found a cluster in which this member has been: it would forget what it promised."""
     urls = _urls_of_others(founding.founders, options.initial_advertise_peer_urls)
     timeout_s = 1.0 + options.election_timeout_ms / 1000
-    # They may have no leader before this one has started: their own view has to do.
-    for answer in await _answers(urls, ask, False, timeout_s):
+    for answer in await _answers(urls, ask, timeout_s):
         if answer.header.cluster_id != founding.cluster_id:
             continue
         for member in answer.members:
@@ -126,7 +126,7 @@ async def _join(options: StoreOptions, ask: Ask) -> Founding:
             "--initial-cluster-state existing needs the running members in --initial-cluster: "
             "copy what `member add` printed"
         )
-    answers = await _answers(urls, ask, True, ASK_TIMEOUT_S)
+    answers = await _answers(urls, ask, ASK_TIMEOUT_S)
     if not answers:
         raise ConfigError(
             "cannot fetch cluster info from peer urls: could not retrieve cluster information "
