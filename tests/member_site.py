@@ -86,6 +86,9 @@ class MemberSite:
         names = self._names()
         return {m.name or names.get(m.peerURLs[0], "?"): m.ID for m in answer.members}
 
+    def _local_url(self, name: str) -> str:
+        return self.peer_url(name).replace("127.0.0.1", "localhost")
+
     def _names(self) -> dict[str, str]:
         """Members' names by peer URL."""
         return {self.peer_url(name): name for name in self._places}
@@ -105,7 +108,8 @@ class MemberSite:
         """Run etcdctl and note what it said.
 
         Args:
-            line: the command; {m1} is that member's id in hex, {peer:m1} its peer URL.
+            line: the command; {m1} is that member's id in hex, {peer:m1} its peer URL, {local:m1} the
+                same by another name.
             at: the member it is sent to.
         """
         wanted = set(re.findall(r"\{(m\d)\}", line))
@@ -116,6 +120,7 @@ class MemberSite:
             ids = self.ids()
         text = re.sub(r"\{(m\d)\}", lambda match: f"{ids[match[1]]:x}", line)
         text = re.sub(r"\{peer:(m\d)\}", lambda match: self.peer_url(match[1]), text)
+        text = re.sub(r"\{local:(m\d)\}", lambda match: self._local_url(match[1]), text)
         tool = Etcdctl(self.version, self.servers[at])
         done = subprocess.run(
             [*tool.start, *shlex.split(text)],
@@ -137,6 +142,7 @@ class MemberSite:
             text = text.replace(f"http://127.0.0.1:{client}", f"CLIENT-{name}")
             text = text.replace(f"127.0.0.1:{client}", f"CLIENT-{name}")
             text = text.replace(f"http://127.0.0.1:{peer}", f"PEER-{name}")
+            text = text.replace(self._local_url(name), f"LOCAL-{name}")
         for pattern, masked in MASKS:
             text = re.sub(pattern, masked, text)
         text = HEX_ID.sub(lambda m: f"ID-{labels.get(int(m[0], 16), 'x')}", text)

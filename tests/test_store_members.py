@@ -58,7 +58,7 @@ def growing(site: MemberSite) -> Iterator[None]:
         "endpoint health --cluster",
         "endpoint status --cluster",
         "member update {m1} --peer-urls={peer:m0}",
-        "member update {m1} --peer-urls={peer:m5}",
+        "member update {m1} --peer-urls={local:m1}",
         "member list",
         "member update {m1} --peer-urls={peer:m1}",
         # Connections count when they have lasted for some seconds.
@@ -96,7 +96,7 @@ def shrinking(site: MemberSite) -> Iterator[None]:
     site.start("m1", ["m0"], ready=False)
     yield
     site.servers["m1"].wait_ready()
-    site.run("member remove {m1}")
+    site.run_until("member remove {m1}", "removed from cluster")
     yield
     if site.kind == "trimaran":  # etcd may take long to notice that it is out
         removed = site.servers["m1"]
