@@ -1,14 +1,19 @@
 """The Cluster service of a store member: who is in the cluster, and changes of that."""
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from trimaran.daemons.grpc_server import Call, GrpcServer
 from trimaran.daemons.store_rpc import parse
+from trimaran.errors import etcd_error
 from trimaran.wire import etcd_pb2 as pb
 
 if TYPE_CHECKING:
     from trimaran.daemons.store_server import Stored
+
+
+Method = Callable[[bytes, Call], Awaitable[bytes]]
 
 
 class ClusterMethods:
@@ -19,12 +24,25 @@ class ClusterMethods:
 
     def register(self, server: GrpcServer) -> None:
         """Add every method to the server."""
-        service = "/etcdserverpb.Cluster/"
-        server.add_unary(service + "MemberList", self.member_list)
-        server.add_unary(service + "MemberAdd", self.member_add)
-        server.add_unary(service + "MemberRemove", self.member_remove)
-        server.add_unary(service + "MemberUpdate", self.member_update)
-        server.add_unary(service + "MemberPromote", self.member_promote)
+        methods = {
+            "MemberList": self.member_list,
+            "MemberAdd": self.member_add,
+            "MemberRemove": self.member_remove,
+            "MemberUpdate": self.member_update,
+            "MemberPromote": self.member_promote,
+        }
+        for name, method in methods.items():
+            server.add_unary(f"/etcdserverpb.Cluster/{name}", self._for_voters(method))
+
+    def _for_voters(self, method: Method) -> Method:
+        """Refuse on a learner what only those who vote answer."""
+
+        async def answer(data: bytes, call: Call) -> bytes:
+            if self._store.member.status()["is_learner"]:
+                raise etcd_error("LEARNER")
+            return await method(data, call)
+
+        return answer
 
     def _header(self) -> pb.ResponseHeader:
         header = self._store.header()

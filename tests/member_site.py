@@ -108,8 +108,8 @@ class MemberSite:
         """Run etcdctl and note what it said.
 
         Args:
-            line: the command; {m1} is that member's id in hex, {peer:m1} its peer URL, {local:m1} the
-                same by another name.
+            line: the command; {m1} is that member's id in hex, {peer:m1} its peer URL, {local:m1}
+                the same by another name.
             at: the member it is sent to.
         """
         wanted = set(re.findall(r"\{(m\d)\}", line))
