@@ -2,14 +2,16 @@
 
 import contextlib
 import json
+import random
 import re
 import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any, Self
 
-from etcd_server import StoreServer, free_port
+from etcd_server import StoreServer
 from etcdctl import COMMAND_TIMEOUT_S, Etcdctl, call, without_log
 from trimaran.wire import etcd_pb2 as pb
 
@@ -26,6 +28,14 @@ MASKS = (
 KNOWN_TIMEOUT_S = 5.0
 HEX_ID = re.compile(r"\b[0-9a-f]{12,16}\b")
 DECIMAL_ID = re.compile(r"\b[0-9]{16,20}\b")
+
+
+def quiet_port() -> int:
+    """Find a free port that no outgoing connection takes before a member is started on it."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class MemberSite:
@@ -47,7 +57,7 @@ class MemberSite:
         self.arguments = list(arguments)
         self.servers: dict[str, StoreServer] = {}
         self.said: list[str] = []
-        self._places = {f"m{i}": (free_port(), free_port()) for i in range(6)}
+        self._places = {f"m{i}": (quiet_port(), quiet_port()) for i in range(4)}
 
     def peer_url(self, name: str) -> str:
         """Where a member's peers reach it, started or not."""
