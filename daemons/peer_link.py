@@ -157,11 +157,13 @@ class PeerLink:
             self._forget()
 
     def set_urls(self, urls: Sequence[str]) -> None:
-        """Use other URLs: at once, where they have changed."""
+        """Use other URLs from the next connection on.
+
+        One that stands is kept: it leads to that member whatever the URLs say, and a wrong URL
+        can be put right only while there is a majority.
+        """
         if tuple(urls) != self.urls:
             self.urls = tuple(urls)
-            if self.connection is not None:
-                self.connection.abort()
             self.retry()
 
     def retry(self) -> None:
