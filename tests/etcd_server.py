@@ -100,7 +100,8 @@ class StoreServer:
         arguments: further flags, e.g. ["--enable-v2"].
         tls: serve clients over TLS.
         client_port, peer_port: 0 takes a free one. They stay the same over restarts.
-        initial_cluster: names and peer URLs of all members; empty for this one alone.
+        initial_cluster: names and peer URLs of all members; empty for this one alone, None for
+            none, where the members find each other.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class StoreServer:
         tls: ServerTLS | None = None,
         client_port: int = 0,
         peer_port: int = 0,
-        initial_cluster: str = "",
+        initial_cluster: str | None = "",
     ) -> None:
         self.kind = kind
         self.name = name
@@ -171,8 +172,10 @@ class StoreServer:
             f"--advertise-client-urls={self.endpoint}",
             f"--listen-peer-urls={self.peer_url}",
             f"--initial-advertise-peer-urls={self.peer_url}",
-            f"--initial-cluster={self.initial_cluster or f'{self.name}={self.peer_url}'}",
         ]
+        if self.initial_cluster is not None:
+            alone = f"{self.name}={self.peer_url}"
+            line.append(f"--initial-cluster={self.initial_cluster or alone}")
         if self.tls is not None:
             line += [f"--cert-file={self.tls.cert}", f"--key-file={self.tls.key}"]
             # The health of a TLS server is asked for on a plain port.
