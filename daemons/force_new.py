@@ -9,8 +9,9 @@ import logging
 import select
 
 from trimaran.daemons.data_directory import DataDirectory
-from trimaran.daemons.store_open import LOG_WAIT_S, open_member
+from trimaran.daemons.store_open import LOG_WAIT_S, member_options
 from trimaran.errors import ConfigError
+from trimaran.ext import member as engine
 from trimaran.ext.raftlog import Entry, RaftLog
 from trimaran.store.membership import MemberTable, force_new_cluster
 from trimaran.store.options import StoreOptions
@@ -74,7 +75,7 @@ def _commit_all(directory: DataDirectory) -> tuple[int, int]:
 
 def _entries(options: StoreOptions, directory: DataDirectory) -> list[bytes]:
     """Apply what the log holds, and see from the result who is to be removed."""
-    member = open_member(options, directory)
+    member = engine.Member(member_options(options, directory))
     try:
         with select.epoll() as poll:
             poll.register(member.log_fd, select.EPOLLIN)

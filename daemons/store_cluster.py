@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from trimaran.daemons.grpc_server import Call, GrpcServer
 from trimaran.daemons.store_rpc import parse
 from trimaran.errors import etcd_error
+from trimaran.store.member_keeper import MembersDone
 from trimaran.wire import etcd_pb2 as pb
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class ClusterMethods:
     def _members(self) -> list[pb.Member]:
         return self._store.node.members.table.listed()
 
+    async def _change(self, begin: Callable[[MembersDone], None]) -> pb.Member:
+        changed: pb.Member = await self._store.ask(begin)
+        return changed
+
     async def member_list(self, data: bytes, call: Call) -> bytes:
         """List the members, on request as the leader confirms them."""
         request = parse(pb.MemberListRequest, data)
@@ -65,7 +70,7 @@ class ClusterMethods:
         request = parse(pb.MemberAddRequest, data)
         keeper = self._store.node.members
         unix_s = int(time.time())
-        added = await self._store.ask(lambda done: keeper.add(request, unix_s, done))
+        added = await self._change(lambda done: keeper.add(request, unix_s, done))
         answer = pb.MemberAddResponse(
             header=self._header(),
             member=pb.Member(ID=added.ID, peerURLs=added.peerURLs, isLearner=added.isLearner),
@@ -77,7 +82,7 @@ class ClusterMethods:
         """Remove a member for good."""
         request = parse(pb.MemberRemoveRequest, data)
         keeper = self._store.node.members
-        await self._store.ask(lambda done: keeper.remove(request, done))
+        await self._change(lambda done: keeper.remove(request, done))
         answer = pb.MemberRemoveResponse(header=self._header(), members=self._members())
         return answer.SerializeToString()
 
@@ -85,7 +90,7 @@ class ClusterMethods:
         """Give a member other peer URLs."""
         request = parse(pb.MemberUpdateRequest, data)
         keeper = self._store.node.members
-        await self._store.ask(lambda done: keeper.update(request, done))
+        await self._change(lambda done: keeper.update(request, done))
         answer = pb.MemberUpdateResponse(header=self._header(), members=self._members())
         return answer.SerializeToString()
 
@@ -93,6 +98,6 @@ class ClusterMethods:
         """Let a learner vote."""
         request = parse(pb.MemberPromoteRequest, data)
         keeper = self._store.node.members
-        await self._store.ask(lambda done: keeper.promote(request, done))
+        await self._change(lambda done: keeper.promote(request, done))
         answer = pb.MemberPromoteResponse(header=self._header(), members=self._members())
         return answer.SerializeToString()

@@ -82,10 +82,12 @@ def lead(member: engine.Member) -> None:
     Raises:
         ConfigError: the disk has no room for the entry that begins the term.
     """
-    member.campaign()
     with select.epoll() as poll:
         poll.register(member.log_fd, select.EPOLLIN)
         while member.turn() or not caught_up(member.status()):
+            if member.status()["role"] == engine.FOLLOWER:
+                # Without effect until the changes of members in the log are applied.
+                member.campaign()
             if member.disk_error() != 0:
                 raise ConfigError(f"cannot write the log: {os.strerror(member.disk_error())}")
             poll.poll(LOG_WAIT_S)

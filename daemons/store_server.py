@@ -14,12 +14,20 @@ from aiohttp import web
 
 from trimaran._version import ETCD_VERSION
 from trimaran.daemons.bootstrap import found, peer_ask
-from trimaran.daemons.data_directory import DataDirectory, Founding, open_data_directory
+from trimaran.daemons.data_directory import (
+    DataDirectory,
+    Founding,
+    mark_removed,
+    open_data_directory,
+    removed_error,
+)
+from trimaran.daemons.force_new import force
 from trimaran.daemons.grpc_server import GrpcServer
 from trimaran.daemons.health import HealthService
 from trimaran.daemons.http_ports import HttpPorts
 from trimaran.daemons.listening import bind_all, close_all
 from trimaran.daemons.peer_connection import PeerIdentity
+from trimaran.daemons.store_cluster import ClusterMethods
 from trimaran.daemons.store_http import make_application
 from trimaran.daemons.store_maintenance import StoreMaintenance
 from trimaran.daemons.store_open import is_alone, lead, member_options, request_timeout_s
@@ -47,10 +55,6 @@ from trimaran.wire import etcd_pb2 as pb
 LOG = logging.getLogger("trimaran.store")
 SEAL_INTERVAL_S = 0.1
 SEAL_BYTES = 64 * 1024**2
-REMOVED = (
-    "this member was removed from its cluster: to have it back, delete its data directory, add "
-    "it with `trimaran member add` and start it with --initial-cluster-state existing"
-)
 
 Outcome = TypeVar("Outcome")
 
@@ -142,7 +146,7 @@ class Stored:
         self.node.corruption.found = self._report_corruption
         identity = PeerIdentity(self.identity.cluster_id, self.identity.member_id, ETCD_VERSION)
         self.peers = StorePeers(self.node, identity, self._turn_soon, tls)
-        self.peers.removed = lambda: self.fail(ConfigError(REMOVED))
+        self.peers.removed = lambda: self.fail(removed_error(self.options, self.identity))
         self.snapshots = StoreSnapshots(
             self.member,
             member_options(self.options, directory),
@@ -155,6 +159,8 @@ class Stored:
 
     def _open(self, founding: Founding | None) -> tuple[engine.Member, DataDirectory]:
         directory = open_data_directory(self.options, founding)
+        if self.options.force_new_cluster:
+            force(self.options, directory)
         member = engine.Member(member_options(self.options, directory))
         try:
             if is_alone(member, directory.identity.member_id):
@@ -179,6 +185,7 @@ class Stored:
             strict_reconfig_check=options.strict_reconfig_check,
             max_learners=options.max_learners,
             hash_interval_s=options.corrupt_check_time_s or options.compact_hash_check_time_s,
+            peer_urls=tuple(self.identity.peer_urls),
             first_call=secrets.randbits(48),
         )
 
@@ -198,6 +205,7 @@ class Stored:
         self._server.before_flush = self._turn
         StoreMethods(self).register(self._server)
         self.maintenance.register(self._server)
+        ClusterMethods(self).register(self._server)
         self.health = HealthService(self._server)
         self._runner = web.AppRunner(make_application(self), access_log=None)
         await self._runner.setup()
@@ -370,10 +378,18 @@ class Stored:
         if self.node.members.is_published:
             self._published.set()
         if self.node.members.is_removed:
-            self.fail(ConfigError(REMOVED))
+            self._note_removal()
         elif self.node.members.is_too_old:
             version = self.node.members.version
             self.fail(ConfigError(f"the cluster is of version {version}, this is {ETCD_VERSION}"))
+
+    def _note_removal(self) -> None:
+        """Stop, and do not start again: what this member promised no longer counts."""
+        try:
+            mark_removed(self.options)
+        except TrimaranError as error:
+            LOG.warning("the removal cannot be noted: %s", error)
+        self.fail(removed_error(self.options, self.identity))
 
     def fail(self, reason: TrimaranError) -> None:
         """Note why the member cannot go on; its owner has to stop it."""

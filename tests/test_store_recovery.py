@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import struct
-import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +37,15 @@ def etcdctl(server: StoreServer, line: str) -> str:
     result = Etcdctl("3.5", server).run(line)
     assert result.code == 0, str(result)
     return result.output
+
+
+def eventually_etcdctl(server: StoreServer, line: str, timeout_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    result = Etcdctl("3.5", server).run(line)
+    while result.code != 0:
+        assert time.monotonic() < deadline_s, str(result)
+        time.sleep(0.1)
+        result = Etcdctl("3.5", server).run(line)
 
 
 def members(server: StoreServer) -> dict[str, int]:
@@ -138,7 +147,8 @@ def test_a_wiped_member_does_not_vote_again(cluster: list[StoreServer]) -> None:
     number = members(first)["m1"]
     assert f"member remove {number:x}" in said
     etcdctl(first, f"member remove {number:x}")
-    etcdctl(first, f"member add m1 --peer-urls={second.peer_url}")
+    # The others' connections count when they have lasted for some seconds.
+    eventually_etcdctl(first, f"member add m1 --peer-urls={second.peer_url}")
     second.arguments.append("--initial-cluster-state=existing")
     second.start()
     assert value_of(second, b"a") == b"1"
@@ -162,12 +172,7 @@ def test_joining_without_being_added(cluster: list[StoreServer]) -> None:
 
 
 def test_members_that_meet_in_a_registry(store_server: StoreServer) -> None:
-    subprocess.run(
-        [str(binary("3.5")), f"--endpoints={store_server.address}", "put"]
-        + ["/_etcd/registry/t/_config/size", "2"],
-        check=True,
-        capture_output=True,
-    )
+    etcdctl(store_server, "put /_etcd/registry/t/_config/size 2")
     found = [*FAST, f"--discovery-endpoints={store_server.endpoint}", "--discovery-token=t"]
     ports = [(quiet_port(), quiet_port()) for _ in range(3)]
     servers = [

@@ -6,6 +6,7 @@ rests on a table in which all earlier ones are applied. Other members pass reque
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -26,6 +27,7 @@ from trimaran.store.membership import (
     Change,
     Health,
     MemberTable,
+    adopt,
     attributes_rows,
     plan_add,
     plan_promote,
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from trimaran.store.node import NodeSettings
 
 PUBLISH_RETRY_S: Final = 1.0
+
+# Answers of one who does not lead and has done nothing.
+_NOT_BEGUN: Final = (etcd_error("NOT_LEADER").message, etcd_error("NO_LEADER").message)
+_TOO_FEW: Final = (etcd_error("NOT_ENOUGH_STARTED").message, etcd_error("UNHEALTHY").message)
 
 MembersDone = Callable[[pb.Member | StoreError], None]
 ReadDone = Callable[[StoreError | None], None]
@@ -69,6 +75,16 @@ class Ports(Protocol):
     def call_leader(self, method: PeerMethod, payload: bytes, done: Done) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Passing:
+    """A request that waits for a leader to be sent to."""
+
+    method: PeerMethod
+    payload: bytes
+    deadline_s: float
+    done: MembersDone
+
+
 class MemberKeeper:
     """The members of the cluster, known to one of them.
 
@@ -91,6 +107,13 @@ class MemberKeeper:
         self._rows_version = -1
         self._connected_s: dict[int, float] = {}
         self._queue: deque[tuple[Plan, MembersDone]] = deque()
+        self._passing: list[_Passing] = []
+        self._serve: dict[PeerMethod, Callable[[bytes, Done], None]] = {
+            PeerMethod.MEMBER_ADD: self.serve_add,
+            PeerMethod.MEMBER_REMOVE: self.serve_remove,
+            PeerMethod.MEMBER_UPDATE: self.serve_update,
+            PeerMethod.MEMBER_PROMOTE: self.serve_promote,
+        }
         self._is_changing = False
         self._is_publishing = False
         self._next_publish_s = 0.0
@@ -120,12 +143,24 @@ class MemberKeeper:
         """The connection to a peer is gone."""
         self._connected_s.pop(peer, None)
 
+    def stop(self) -> None:
+        """Fail the requests that wait."""
+        waiting = [*(done for _, done in self._queue), *(one.done for one in self._passing)]
+        self._queue.clear()
+        self._passing.clear()
+        for done in waiting:
+            done(etcd_error("STOPPED"))
+
     def check(self, now_s: float) -> None:
         """Tell the others who this member is, until they know; decide the cluster's version."""
+        self._pass_all()
         self._decide_version()
         if self._is_publishing or self._ports.leader == 0 or now_s < self._next_publish_s:
             return
-        if self._settings.member_id not in self.table.members or self._is_known():
+        if self._settings.member_id not in self.table.members:
+            self._adopt()
+            return
+        if self._is_known():
             return
         self._next_publish_s = now_s + PUBLISH_RETRY_S
         self._is_publishing = True
@@ -139,6 +174,20 @@ class MemberKeeper:
             member_row(settings.member_id, settings.version),
         ]
         self._ports.propose(engine.ROWS, encode_rows(rows), published)
+
+    def _adopt(self) -> None:
+        """Enter this member where its data has no table, because it is older than groups.
+
+        It comes before any other change: members that join later replay it first.
+        """
+        settings = self._settings
+        alone = self._ports.member.members()["voters"] == [settings.member_id]
+        if not self._ports.is_leader or self._is_changing or self.table.members or not alone:
+            return
+        self._queue_change(
+            lambda table: adopt(settings.member_id, settings.name, settings.peer_urls),
+            lambda outcome: None,
+        )
 
     def _is_known(self) -> bool:
         own = self.table.members[self._settings.member_id]
@@ -190,6 +239,8 @@ class MemberKeeper:
 
     def add(self, request: pb.MemberAddRequest, unix_s: int, done: MembersDone) -> None:
         """Add a member; done gets it."""
+        if self._is_refused(self._plan_add(request, unix_s), done):
+            return
         if not self._ports.is_leader:
             self._pass_on(PeerMethod.MEMBER_ADD, _stamp(unix_s) + _bytes(request), done)
             return
@@ -197,6 +248,8 @@ class MemberKeeper:
 
     def remove(self, request: pb.MemberRemoveRequest, done: MembersDone) -> None:
         """Remove a member; done gets it as it was."""
+        if self._is_refused(lambda table: plan_remove(table, request.ID, self.health()), done):
+            return
         if not self._ports.is_leader:
             self._pass_on(PeerMethod.MEMBER_REMOVE, _bytes(request), done)
             return
@@ -238,6 +291,16 @@ class MemberKeeper:
         """Answer a peer's MEMBER_PROMOTE."""
         self.promote(pb.MemberPromoteRequest.FromString(payload), _answering(answer))
 
+    def _is_refused(self, plan: Plan, done: MembersDone) -> bool:
+        """Refuse at once what too few members are there for: nobody may be left to lead."""
+        try:
+            plan(self.table)
+        except StoreError as error:
+            if error.message in _TOO_FEW:
+                done(error)
+                return True
+        return False
+
     def _plan_add(self, request: pb.MemberAddRequest, unix_s: int) -> Plan:
         return lambda table: plan_add(
             table,
@@ -259,15 +322,35 @@ class MemberKeeper:
         )
 
     def _pass_on(self, method: PeerMethod, payload: bytes, done: MembersDone) -> None:
-        def answered(outcome: bytes | StoreError) -> None:
-            if isinstance(outcome, StoreError):
-                done(outcome)
-                return
-            member = pb.Member.FromString(outcome)
-            # The answer shall come from a table that has the change in it.
-            self._ports.read(lambda error: done(member if error is None else error))
+        """Send a request on to the leader, as soon as there is one that can be reached."""
+        deadline_s = self._ports.now_s + self._settings.request_timeout_s
+        self._passing.append(_Passing(method, payload, deadline_s, done))
+        self._pass_all()
 
-        self._ports.call_leader(method, payload, answered)
+    def _pass_all(self) -> None:
+        waiting, self._passing = self._passing, []
+        for one in waiting:
+            if one.deadline_s <= self._ports.now_s:
+                one.done(etcd_error("TIMEOUT"))
+            elif self._ports.is_leader:
+                self._serve[one.method](one.payload, self._from_leader(one))
+            elif self._ports.leader in self._connected_s:
+                self._ports.call_leader(one.method, one.payload, self._from_leader(one))
+            else:
+                self._passing.append(one)
+
+    def _from_leader(self, one: "_Passing") -> Done:
+        def answered(outcome: bytes | StoreError) -> None:
+            if not isinstance(outcome, StoreError):
+                member = pb.Member.FromString(outcome)
+                # The answer shall come from a table that has the change in it.
+                self._ports.read(lambda error: one.done(member if error is None else error))
+            elif outcome.message in _NOT_BEGUN:
+                self._passing.append(one)
+            else:
+                one.done(outcome)
+
+        return answered
 
     def _queue_change(self, plan: Plan, done: MembersDone) -> None:
         self._queue.append((plan, done))

@@ -55,6 +55,7 @@ class NodeSettings:
         strict_reconfig_check: whether changes that endanger the quorum are refused.
         max_learners: how many members may be learners at a time.
         hash_interval_s: between comparisons of the members' data, 0 for none.
+        peer_urls: what it advertises to other members.
         first_call: number of the first call to a peer; differs from start to start.
     """
 
@@ -70,6 +71,7 @@ class NodeSettings:
     strict_reconfig_check: bool = True
     max_learners: int = 1
     hash_interval_s: float = 0.0
+    peer_urls: tuple[str, ...] = ()
     first_call: int = 1
 
 
@@ -195,6 +197,7 @@ class Node:
     def stop(self) -> None:
         """Fail everything that waits: the member stops."""
         self._calls.stop()
+        self.members.stop()
         waiting = [*self._proposals.values()]
         reads = [*self._reads.values(), *(done for _, _, done in self._transfers)]
         self._proposals.clear()
