@@ -9,11 +9,21 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from typing import Final, cast
+import sys
+from typing import Final, Protocol, cast, runtime_checkable
 
 HANDSHAKE_BYTES_MAX: Final = 128 * 1024
 LINGER_S: Final = 5.0
+_RTT_OFFSET: Final = 68  # of tcpi_rtt, microseconds, in linux/tcp.h's struct tcp_info
 _READ_BYTES: Final = 64 * 1024
+
+
+@runtime_checkable
+class _HasOptions(Protocol):
+    """A socket, or what uvloop gives for one."""
+
+    def getsockopt(self, level: int, option: int, size: int) -> int | bytes:
+        """As of sockets."""
 
 
 class TLSChannel:
@@ -190,6 +200,19 @@ class Connection(asyncio.Protocol):
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+
+    def round_trip_s(self) -> float:
+        """The round trip's time as the kernel measures it, 0 where it does not."""
+        wire = self.extra("socket")
+        if not isinstance(wire, _HasOptions):
+            return 0.0
+        try:
+            info = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_OFFSET + 4)
+        except OSError:
+            return 0.0
+        if not isinstance(info, bytes) or len(info) < _RTT_OFFSET + 4:
+            return 0.0
+        return int.from_bytes(info[_RTT_OFFSET:], sys.byteorder) / 1e6
 
     def extra(self, name: str) -> object:
         """What the transport knows of itself, as asyncio names it."""

@@ -45,13 +45,20 @@ _VERIFY_REASONS: Final = {
     62: "wrong_name",
     64: "wrong_name",
 }
+# Every word that `explain` and `TLSSide.check` have for what is wrong.
+TLS_REASONS: Final = (
+    *sorted(set(_VERIFY_REASONS.values())),
+    "handshake",
+    "no_certificate",
+    "other_side",
+)
 _NO_CERTIFICATE: Final = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
 
 
 def explain(error: Exception) -> tuple[str, str]:
     """Say what an error of TLS means: one word, and a text."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        reason = _VERIFY_REASONS.get(error.verify_code, "certificate")
+        reason = _VERIFY_REASONS.get(error.verify_code, "unknown_authority")
         return reason, f"certificate not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:
         words = error.reason.replace("_", " ").lower()

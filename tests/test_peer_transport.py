@@ -10,10 +10,12 @@ import pytest
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from aio import eventually
 from trimaran.daemons import peer_link, peer_transport
 from trimaran.daemons.listening import bind
+from trimaran.daemons.network_metrics import NetworkCollector
 from trimaran.daemons.peer_connection import PeerIdentity, PeerStream
 from trimaran.daemons.peer_transport import PeerTransport, call_member
 from trimaran.daemons.tls import TLSSide
@@ -122,6 +124,34 @@ def test_members_send_to_each_other() -> None:
         await one.transport.stop()
         await eventually(lambda: ("lost", 1) in two.events)
         await two.transport.stop()
+
+    run(main())
+
+
+def test_the_network_is_measured() -> None:
+    async def main() -> None:
+        one, two = await pair()
+        one.transport.send(2, encode_frame(70, b"x"))
+        await eventually(lambda: two.frames == [(70, b"x")])
+        await say(two.port, b"GET / HTTP/1.1\r\n\r\n")
+        figures = []
+        for site in (one, two):
+            collector = NetworkCollector(
+                site.id, lambda: None, lambda site=site: site.transport, {"client": None}
+            )
+            registry = CollectorRegistry()
+            registry.register(collector)
+            figures.append(registry)
+        value = figures[0].get_sample_value
+        assert value("etcd_network_active_peers", {"Local": "1", "Remote": "2"}) == 1
+        assert (value("etcd_network_peer_sent_bytes_total", {"To": "2"}) or 0) > 13
+        assert 0 < (value("trimaran_peer_round_trip_seconds", {"To": "2"}) or 0) < 10
+        assert value("trimaran_client_refused_total", {"reason": "expired"}) == 0
+        value = figures[1].get_sample_value
+        assert value("etcd_network_peer_received_bytes_total", {"From": "1"}) == 13
+        assert value("trimaran_peer_refused_total", {"reason": "protocol"}) == 1
+        for site in (one, two):
+            await site.transport.stop()
 
     run(main())
 
