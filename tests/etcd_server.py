@@ -43,12 +43,14 @@ class ServerTLS:
         cert: the server's certificate.
         key: its key.
         client_auth: refuse clients without a certificate.
+        crl: certificates of clients that count no more.
     """
 
     ca: Path
     cert: Path
     key: Path
     client_auth: bool = False
+    crl: Path | None = None
 
 
 def free_port() -> int:
@@ -99,6 +101,7 @@ class StoreServer:
         name: the member's name, also in the folder's name.
         arguments: further flags, e.g. ["--enable-v2"].
         tls: serve clients over TLS.
+        peer_tls: speak TLS to other members, whose certificates are asked for.
         client_port, peer_port: 0 takes a free one. They stay the same over restarts.
         initial_cluster: names and peer URLs of all members; empty for this one alone, None for
             none, where the members find each other.
@@ -111,6 +114,7 @@ class StoreServer:
         name: str = "alone",
         arguments: Sequence[str] = (),
         tls: ServerTLS | None = None,
+        peer_tls: ServerTLS | None = None,
         client_port: int = 0,
         peer_port: int = 0,
         initial_cluster: str | None = "",
@@ -119,6 +123,7 @@ class StoreServer:
         self.name = name
         self.arguments = list(arguments)
         self.tls = tls
+        self.peer_tls = peer_tls
         self.initial_cluster = initial_cluster
         self._fixed_ports = client_port != 0 or peer_port != 0
         self._take_ports(client_port, peer_port)
@@ -143,7 +148,7 @@ class StoreServer:
     @property
     def peer_url(self) -> str:
         """URL of the peers' side."""
-        return f"http://127.0.0.1:{self.peer_port}"
+        return f"{'https' if self.peer_tls else 'http'}://127.0.0.1:{self.peer_port}"
 
     @property
     def pid(self) -> int:
@@ -182,7 +187,17 @@ class StoreServer:
             line.append(f"--listen-metrics-urls={self.health_base}")
             if self.tls.client_auth:
                 line += ["--client-cert-auth", f"--trusted-ca-file={self.tls.ca}"]
+            if self.tls.crl is not None:
+                line.append(f"--client-crl-file={self.tls.crl}")
+        if self.peer_tls is not None:
+            line += [f"--peer-{flag}" for flag in self._peer_flags(self.peer_tls)]
         return line + self.arguments
+
+    @staticmethod
+    def _peer_flags(tls: ServerTLS) -> list[str]:
+        flags = [f"cert-file={tls.cert}", f"key-file={tls.key}"]
+        flags += ["client-cert-auth", f"trusted-ca-file={tls.ca}"]
+        return flags + ([f"crl-file={tls.crl}"] if tls.crl is not None else [])
 
     @property
     def health_base(self) -> str:
