@@ -236,6 +236,11 @@ class GrpcServer:
         """Clients that were not let in, None where TLS is off."""
         return None if self._secure is None else self._secure.refusals
 
+    @property
+    def tls(self) -> TLSSide | None:
+        """TLS of the clients, None where it is off."""
+        return None if self._secure is None else self._secure.tls
+
     async def stop(self, grace_s: float = 5.0) -> None:
         """Stop accepting, end streams, let other open calls finish, then end what is left.
 

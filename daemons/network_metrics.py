@@ -1,13 +1,14 @@
 """Figures of the network of a member: what goes to and comes from others, and who was refused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from trimaran.daemons.grpc_server import GrpcServer
 from trimaran.daemons.peer_transport import PeerTransport
 from trimaran.daemons.refusals import Refusals
-from trimaran.daemons.tls import TLS_REASONS, TLSSide
+from trimaran.daemons.tls import TLS_REASONS
 from trimaran.store.peer_frames import Refusal
 
 PEER_REASONS: Final = (*(refusal.name.lower() for refusal in Refusal), *TLS_REASONS)
@@ -30,46 +31,41 @@ class NetworkCollector:
 
     Args:
         own_id: the member's id.
-        clients: gives the refusals of the clients' side.
-        transport: gives the transport between members.
-        sides: TLS by name, "client" and "peer"; None where it is off.
+        transport: between members.
+        server: of the clients, None where there is none.
     """
 
     def __init__(
-        self,
-        own_id: int,
-        clients: Callable[[], Refusals | None],
-        transport: Callable[[], PeerTransport],
-        sides: dict[str, TLSSide | None],
+        self, own_id: int, transport: PeerTransport, server: GrpcServer | None = None
     ) -> None:
         self._own = f"{own_id:x}"
-        self._clients = clients
         self._transport = transport
-        self._sides = {name: side for name, side in sides.items() if side is not None}
+        self._server = server
 
     def collect(self) -> Iterator[Metric]:
         """Read every figure once."""
-        transport = self._transport()
         yield _refused(
             "trimaran_peer_refused",
             "connections of members that were refused",
-            transport.refusals,
+            self._transport.refusals,
             PEER_REASONS,
         )
         yield _refused(
             "trimaran_client_refused",
             "clients that were refused before their first request",
-            self._clients(),
+            None if self._server is None else self._server.refusals,
             CLIENT_REASONS,
         )
-        yield from self._peers(transport)
+        yield from self._peers(self._transport)
         expiry = GaugeMetricFamily(
             "trimaran_certificate_expiry_timestamp_seconds",
             "until when the member's own certificate is good, since 1970",
             labels=["side"],
         )
-        for name, side in self._sides.items():
-            expiry.add_metric([name], side.expires_s)
+        client = None if self._server is None else self._server.tls
+        for name, side in (("client", client), ("peer", self._transport.tls)):
+            if side is not None:
+                expiry.add_metric([name], side.expires_s)
         yield expiry
 
     def _peers(self, transport: PeerTransport) -> Iterator[Metric]:

@@ -79,6 +79,7 @@ class PeerTransport(IncomingOwner):
         on_refused: (peer, refusal) called when a member does not accept this one.
         on_call: (sender or 0, method, payload, done) called with a call of `call_member`.
         on_stream: (stream) called when a member opens one; the coroutine it returns is run.
+        tls: as given.
         admit: (member) says why a member is not accepted, None where it is.
     """
 
@@ -95,7 +96,7 @@ class PeerTransport(IncomingOwner):
         self.links: dict[int, PeerLink] = {}
         self.refusals = Refusals(LOG, "refused a connection to the peers' side")
         self.received_bytes: Counter[int] = Counter()
-        self._tls = tls
+        self.tls = tls
         self._loop = asyncio.get_running_loop()
         self._servers: list[asyncio.Server] = []
         self._ungreeted: dict[Incoming, asyncio.TimerHandle] = {}
@@ -195,7 +196,7 @@ class PeerTransport(IncomingOwner):
         for url in link.urls:
             try:
                 connection = await open_connection(
-                    url, self.identity, peer, Purpose.SNAPSHOT, self._tls
+                    url, self.identity, peer, Purpose.SNAPSHOT, self.tls
                 )
                 return connection.become_stream(peer)
             except Exception as error:
@@ -215,14 +216,14 @@ class PeerTransport(IncomingOwner):
         refusal = self._judge(connection, hello)
         if refusal is not None:
             self._refuse_member(connection, hello, refusal)
-        elif connection.tls is None or self._tls is None:
+        elif connection.tls is None or self.tls is None:
             self._accept(connection, hello)
         else:
-            reason, text = self._tls.check(connection.tls)
+            reason, text = self.tls.check(connection.tls)
             if text:
                 self._refuse_member(connection, hello, Refusal.CERTIFICATE, text, reason)
             else:
-                self._background(self._check_address(self._tls, connection, hello))
+                self._background(self._check_address(self.tls, connection, hello))
 
     def refuse(self, connection: Incoming, refusal: Refusal, text: str = "") -> None:
         reason = refusal.name.lower()
@@ -249,11 +250,11 @@ class PeerTransport(IncomingOwner):
         return Incoming(self)
 
     def _make_secure(self) -> Incoming:
-        assert self._tls is not None
-        return Incoming(self, self._tls.server_channel())
+        assert self.tls is not None
+        return Incoming(self, self.tls.server_channel())
 
     def _add(self, peer: int, urls: Sequence[str]) -> PeerLink:
-        link = PeerLink(peer, urls, self.identity, self._tls)
+        link = PeerLink(peer, urls, self.identity, self.tls)
         link.connected = lambda: self.on_connected(peer)
         link.lost = lambda: self.on_lost(peer)
         link.refused = lambda error: self.on_refused(peer, error.refusal)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from trimaran._version import ETCD_VERSION
+from trimaran.daemons.network_metrics import NetworkCollector
 from trimaran.wire import etcd_pb2 as pb
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def make_application(store: "Stored") -> web.Application:
     """Build the HTTP/1.1 side of a member."""
     registry = CollectorRegistry()
     registry.register(StoreCollector(store))
+    transport = store.peers.transport
+    registry.register(NetworkCollector(store.identity.member_id, transport, store.server))
     ProcessCollector(registry=registry)
 
     async def health(request: web.Request) -> web.Response:

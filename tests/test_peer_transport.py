@@ -136,9 +136,7 @@ def test_the_network_is_measured() -> None:
         await say(two.port, b"GET / HTTP/1.1\r\n\r\n")
         figures = []
         for site in (one, two):
-            collector = NetworkCollector(
-                site.id, lambda: None, lambda site=site: site.transport, {"client": None}
-            )
+            collector = NetworkCollector(site.id, site.transport)
             registry = CollectorRegistry()
             registry.register(collector)
             figures.append(registry)
