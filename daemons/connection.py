@@ -153,11 +153,16 @@ class Connection(asyncio.Protocol):
     # What they use.
 
     def write(self, data: bytes) -> None:
-        """Send data, now as far as the network takes it."""
-        if self._transport is None or self.is_closed:
+        """Send data, now as far as the network takes it; before a handshake is done, nothing."""
+        if self._transport is None or self.is_closed or not self._established:
             return
         if self.tls is not None:
-            self.tls.send(data)
+            try:
+                self.tls.send(data)
+            except ssl.SSLError as error:
+                self.tls_failed(error)
+                self.abort()
+                return
             data = self.tls.output()
         self._write_raw(data)
 

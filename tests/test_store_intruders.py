@@ -257,7 +257,7 @@ BAD_WORDS: dict[str, tuple[Callable[[int, int, int], bytes], str]] = {
     "a later version": (lambda c, o, t: hello(c, o, t, protocol_min=9, protocol_max=9), "version"),
     "no greeting": (lambda c, o, t: FRAME, "protocol"),
     "HTTP": (lambda c, o, t: b"GET /members HTTP/1.1\r\n\r\n", "protocol"),
-    "a cut greeting": (lambda c, o, t: hello(c, o, t)[:20] + FRAME, "protocol"),
+    "a cut greeting": (lambda c, o, t: hello(c, o, t)[:20] + FRAME * 3, "protocol"),
     "a corrupted greeting": (lambda c, o, t: hello(c, o, t)[:-1] + b"?", "protocol"),
     "a corrupted frame": (lambda c, o, t: hello(c, 77, t) + FRAME[:-1] + b"?", "protocol"),
     "a cut frame": (lambda c, o, t: hello(c, 77, t) + FRAME[:-3] + FRAME, "protocol"),
@@ -444,7 +444,7 @@ def test_replayed_frames_change_nothing() -> None:
             async with Client([server.endpoint]) as client:
                 for number in range(30):
                     await client.put("counter", str(number))
-                lease = await client.grant(600)
+                lease = await client.lease_grant(600)
                 await client.put(f"leased/{server.name}", "x", lease=lease.id)
         async with Client([server.endpoint for server in servers]) as client:
             before = await contents(client)

@@ -14,6 +14,7 @@ from cryptography import x509
 from aio import eventually
 from certificates import LOOPBACK, Authority, Issued
 from test_peer_transport import CLUSTER, Site, hello, run
+from trimaran.daemons import peer_transport
 from trimaran.daemons.certificates import is_good_for
 from trimaran.daemons.peer_connection import PeerIdentity
 from trimaran.daemons.peer_transport import call_member
@@ -394,6 +395,27 @@ def test_a_cut_stream_is_noticed(authority: Authority) -> None:
         writer.close()
         assert one.transport.refusals.counts == {"handshake": 1}
         assert one.events == []
+        await one.transport.stop()
+
+    run(main())
+
+
+def test_who_does_not_shake_hands_is_let_go(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_transport, "GREETING_TIMEOUT_S", 0.1)
+
+    async def main() -> None:
+        tls = side(authority, authority.issue("a", hosts=LOOPBACK))
+        one = await secure_site(1, tls)
+        channel = tls.client_channel("127.0.0.1")
+        channel.start()
+        for words in (b"", channel.output()[:50]):
+            reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+            writer.write(words)
+            assert await reader.read() == b""
+            writer.close()
+        assert one.transport.refusals.counts == {"timeout": 2}
         await one.transport.stop()
 
     run(main())
