@@ -15,8 +15,19 @@ from raft_group import Group, Node
 from trimaran.ext.raft import CONFIGURATION, Members, Message
 from trimaran.ext.raftlog import Entry, HardState
 
-SEEDS = 60
-STEPS = 700
+SEEDS = 100
+STEPS = 500
+WEIGHTS = {
+    "propose": 8,
+    "read": 8,
+    "change": 1,
+    "transfer": 0.5,
+    "campaign": 0.5,
+    "tick": 12,
+    "crash": 0.7,
+    "compact": 0.7,
+    "partition": 1.5,
+}
 
 
 class Checker:
@@ -96,6 +107,13 @@ class Storm:
             node.disk.append([Entry(1, 1, first, CONFIGURATION)], HardState(1, 0, 1))
             node.start()
         self.now_us = 0
+        # Each run has its own mix, so that each kind of event is frequent in some.
+        self.weights = {name: weight * choose([0.3, 1, 1, 3]) for name, weight in WEIGHTS.items()}
+        self.rounds = choose([1, 2, 4])
+        self.turn_chance = choose([0.5, 0.9])
+        self.flush_chance = choose([0.2, 0.5, 0.9])
+        self.deliver_chance = choose([0.3, 0.7, 0.95])
+        self.loss_chance = choose([0, 0.02, 0.1])
         self.led: set[int] = set()
 
     def nodes(self) -> list[Node]:
@@ -149,40 +167,51 @@ class Storm:
         node.start()
         node.raft.set_clock(self.now_us)
 
-    def step_flush(self) -> None:
-        node = self.random.choice(self.nodes())
-        if node.installing:
-            node.install()
-        node.flush(self.random.randint(1, 3))
-
     def step_compact(self) -> None:
         node = self.random.choice(self.nodes())
         if not node.installing and node.applied_index - 3 >= node.disk.first:
             node.compact(node.applied_index - 3)
 
+    def step_campaign(self) -> None:
+        self.random.choice(self.nodes()).raft.campaign()
+
     def step_partition(self) -> None:
         ids = list(self.group.nodes)
-        if self.random.random() < 0.5:
+        chance = self.random.random()
+        leader = self.group.leader
+        if chance < 0.35:
             self.cut = set()
-        elif self.random.random() < 0.5:
-            alone = self.random.choice(ids)
-            self.cut = {(a, b) for a in ids for b in ids if (a == alone) != (b == alone)}
+        elif chance < 0.6 and leader is not None:
+            self.cut = {(a, b) for a in ids for b in ids if (a == leader.id) != (b == leader.id)}
+        elif chance < 0.8:
+            side = {id for id in ids if self.random.random() < 0.5}
+            self.cut = {(a, b) for a in ids for b in ids if (a in side) != (b in side)}
         else:
             self.cut.add((self.random.choice(ids), self.random.choice(ids)))
 
-    def step_deliver(self) -> None:
-        messages = self.group.messages
-        for _ in range(self.random.randint(1, 12)):
-            if not messages:
-                return
-            place = self.random.randrange(min(len(messages), self.random.choice([1, 1, 20])))
-            message = messages.pop(place)
+    def work(self) -> None:
+        """What goes on all the time: turns, flushes and deliveries, each sooner or later."""
+        for node in self.nodes():
+            if self.random.random() < self.turn_chance:
+                for _ready in self.group.turn(node):
+                    pass
+            if node.installing and self.random.random() < self.flush_chance:
+                node.install()
+            if self.random.random() < self.flush_chance:
+                node.flush(self.random.randint(1, 3))
+        waiting, self.group.messages = self.group.messages, []
+        if self.random.random() < 0.2:
+            self.random.shuffle(waiting)
+        for message in waiting:
+            if self.random.random() > self.deliver_chance:
+                self.group.messages.append(message)
+                continue
             chance = self.random.random()
-            if chance < 0.05 or (message.sender, message.to) in self.cut:
+            if chance < self.loss_chance or (message.sender, message.to) in self.cut:
                 self.lose(message)
                 continue
-            if chance < 0.12:
-                messages.append(message)
+            if chance > 1 - self.loss_chance:
+                self.group.messages.append(message)
             self.group.deliver(message)
 
     def lose(self, message: Message) -> None:
@@ -192,26 +221,11 @@ class Storm:
         elif self.random.random() < 0.3:
             sender.raft.unreachable(message.to)
 
-    def step_turn(self) -> None:
-        for _ready in self.group.turn(self.random.choice(self.nodes())):
-            pass
-
     def step(self) -> None:
-        weights = {
-            "propose": 8,
-            "read": 5,
-            "change": 1,
-            "transfer": 0.5,
-            "tick": 14,
-            "crash": 1,
-            "flush": 30,
-            "compact": 1,
-            "partition": 0.5,
-            "deliver": 60,
-            "turn": 40,
-        }
-        name = self.random.choices(list(weights), list(weights.values()))[0]
+        name = self.random.choices(list(self.weights), list(self.weights.values()))[0]
         getattr(self, f"step_{name}")()
+        for _ in range(self.rounds):
+            self.work()
         for node in self.nodes():
             if node.raft.status.role == "leader" and node.raft.status.term not in self.led:
                 self.led.add(node.raft.status.term)
