@@ -64,7 +64,9 @@ def message_text(m: Message) -> str:
         words.append(f"index={m.index}")
     words += [f"{name}={getattr(m, name)}" for name in ("commit", "context") if getattr(m, name)]
     words += [name for name in ("reject", "force") if getattr(m, name)]
-    if m.hint_index or m.hint_term:
+    if m.type.startswith(("vote", "pre-vote")) and m.commit:
+        words[-1 - m.reject - m.force] += f"/{m.hint_term}"
+    elif m.hint_index or m.hint_term:
         words.append(f"hint={m.hint_index}/{m.hint_term}")
     if m.entries:
         words.append("[" + ", ".join(map(entry_text, m.entries)) + "]")

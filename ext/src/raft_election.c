@@ -121,6 +121,29 @@ static void become_leader(trimaran_raft *raft)
     raft->first_of_term = trimaran_raft_append_own(raft, TRIMARAN_ENTRY_NORMAL, NULL);
 }
 
+/* Votes tell how far their sender knows the log to be committed. Without that a group could be stuck:
+ * a change takes effect where it is applied, so a candidate that does not know the end of a joint
+ * configuration to be committed needs votes of old voters, who know it, have more than the
+ * candidate, and stand for election no more. */
+static void tell_commit(const trimaran_raft *raft, trimaran_raft_message *message)
+{
+    message->commit = raft->commit;
+    message->hint_term = trimaran_raft_term_of(raft, raft->commit);
+}
+
+/* What another knows committed is, where this log has the same entry (§3.5, log matching). */
+static void learn_commit(trimaran_raft *raft, const trimaran_raft_message *message)
+{
+    uint64_t term;
+
+    if (raft->role == TRIMARAN_RAFT_LEADER || message->commit <= raft->commit
+        || trimaran_raft_term_at(raft, message->commit, &term) != 0 || term != message->hint_term)
+        return;
+    trimaran_raft_commit_to(raft, message->commit);
+    if (raft->role != TRIMARAN_RAFT_FOLLOWER && committed_change_waits(raft))
+        trimaran_raft_become_follower(raft, raft->term, 0);
+}
+
 static void ask_for_votes(trimaran_raft *raft, uint32_t type, uint64_t term, bool force)
 {
     for (uint32_t i = 0; i < raft->peer_count; i++) {
@@ -136,6 +159,7 @@ static void ask_for_votes(trimaran_raft *raft, uint32_t type, uint64_t term, boo
         message->index = trimaran_raft_last(raft);
         message->log_term = trimaran_raft_term_of(raft, message->index);
         message->force = force;
+        tell_commit(raft, message);
     }
 }
 
@@ -258,9 +282,11 @@ int trimaran_raft_handle_vote(trimaran_raft *raft, const trimaran_raft_message *
     uint32_t type = pre ? TRIMARAN_RAFT_PRE_VOTE_RESPONSE : TRIMARAN_RAFT_VOTE_RESPONSE;
     trimaran_raft_message *response;
 
+    learn_commit(raft, message);
     if (message->term < raft->term || !free || !log_is_up_to_date(raft, message)) {
         response = trimaran_raft_send(raft, type, message->from);
         response->reject = 1;
+        tell_commit(raft, response);
         return 0;
     }
     if (pre) {
@@ -296,6 +322,7 @@ void trimaran_raft_handle_vote_response(trimaran_raft *raft, trimaran_raft_peer 
 {
     bool pre = message->type == TRIMARAN_RAFT_PRE_VOTE_RESPONSE;
 
+    learn_commit(raft, message);
     if (raft->role != (pre ? TRIMARAN_RAFT_PRE_CANDIDATE : TRIMARAN_RAFT_CANDIDATE)
         || peer->id == raft->id || peer->granted || peer->rejected)
         return;
