@@ -117,7 +117,7 @@ typedef struct trimaran_raft_message {
     uint64_t log_term, index;
     uint64_t commit;
     uint64_t context;               /* HEARTBEAT: its round; READ_INDEX: the asker's */
-    /* APPEND_RESPONSE with reject: where the logs may agree; votes: the term of the entry commit. */
+    /* APPEND_RESPONSE with reject: where the logs may agree; votes: the term of entry commit. */
     uint64_t hint_index, hint_term;
     const trimaran_entry *entries;
     size_t entry_count;
