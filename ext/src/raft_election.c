@@ -122,8 +122,8 @@ static void become_leader(trimaran_raft *raft)
 }
 
 /* Votes tell how far their sender knows the log to be committed. Without that a group could be
- * stuck: a change takes effect where it is applied, so a candidate that does not know the end of a joint
- * configuration to be committed needs votes of old voters, who know it, have more than the
+ * stuck: a change takes effect where it is applied, so a candidate that does not know the end of a
+ * joint configuration to be committed needs votes of old voters, who know it, have more than the
  * candidate, and stand for election no more. */
 static void tell_commit(const trimaran_raft *raft, trimaran_raft_message *message)
 {
