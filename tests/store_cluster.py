@@ -197,6 +197,14 @@ class Member:
         """Tell whether the process has ended by itself."""
         return self.process is not None and self.process.poll() is not None
 
+    def listens(self) -> bool:
+        """Tell whether peers can connect to it."""
+        assert self.process is not None
+        sockets = Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()
+        # Local address and state are the second and the fourth column; 0A is listening.
+        columns = [line.split() for line in sockets[1:]]
+        return any(c[1].endswith(f":{PEER_PORT:04X}") and c[3] == "0A" for c in columns)
+
     def healthy(self) -> bool:
         """Ask /health once: that is a linearizable read."""
         try:

@@ -338,9 +338,14 @@ def kill_all(run: Run) -> None:
         member.process.kill()
     for member in run.members:
         member.kill()
+    start_s = time.monotonic()
     for member in run.members:
         member.spawn()
-    # They can vote as soon as they listen; how long that takes is part of what clients see.
+    # They can vote as soon as they listen.
+    while 2 * sum(member.listens() for member in run.members) <= run.cluster.size:
+        assert not any(member.has_ended() for member in run.members)
+        time.sleep(0.005)
+    run.notes["start_s"] = round(time.monotonic() - start_s, 2)
     run.majority()
     run.cluster.wait_ready()
 
