@@ -141,7 +141,7 @@ def parse(smoke: bool, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.0 if smoke else 5.0, help="alone")
     parser.add_argument("--operation", choices=["put", "range"], default="put")
     parser.add_argument("--snapshot-count", type=int, default=10 if smoke else 1000)
-    parser.add_argument("--kinds", nargs="+", default=["3.5"], help="3.4 3.5 trimaran")
+    parser.add_argument("--kinds", nargs="+", default=["3.5", "trimaran"], help="3.4 3.5 trimaran")
     return parser.parse_args(arguments)
 
 

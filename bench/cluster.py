@@ -349,7 +349,7 @@ def parse(smoke: bool, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.02 if smoke else 2.0, help="of a round")
     parser.add_argument("--pause-s", type=float, default=0.0 if smoke else 0.5)
     parser.add_argument("--deaths", type=int, default=0 if smoke else 5, help="of leaders")
-    parser.add_argument("--kinds", nargs="+", default=["3.5"], help="3.4 3.5 trimaran")
+    parser.add_argument("--kinds", nargs="+", default=["3.5", "trimaran"], help="3.4 3.5 trimaran")
     parser.add_argument("--operations", nargs="+", default=list(PATHS), choices=list(PATHS))
     parser.add_argument("--shapes", nargs="+", type=_shape, default=shapes, metavar="CxS")
     parser.add_argument("--keys", type=int, default=100 if smoke else 1000, help="at random")

@@ -296,7 +296,7 @@ def full_disk(run: Run) -> None:
             put = pb.PutRequest(key=b"large/%d" % number, value=bytes(1 << 20))
             follower.call("KV/Put", put)
     run.majority()
-    run.notes["ended"] = leader.has_ended()
+    run.notes["leader"] = "ended" if leader.has_ended() else list(leader.status().errors)
     leader.free_disk()
     if leader.has_ended():
         leader.kill()

@@ -20,7 +20,7 @@ from store_history import (
 )
 from store_scenarios import SCENARIOS, run
 
-KIND = "3.5"
+KIND = "trimaran"
 # Several scenarios share a load, so that all of them fit into a test's time.
 GROUPS = {
     "processes": ["kill-leader", "kill-follower", "pause-leader", "pause-majority"],
