@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "machine": ("cli_machine", "machine", "List the machines of the fleet."),
     "net": ("cli_net", "net", "Configure and inspect the overlay network."),
     "kv": ("cli_kv", "kv", "Read, write and watch keys of the store."),
+    "snapshot": ("cli_snapshot", "snapshot", "Save, check and restore the whole store."),
     "lease": ("cli_lease", "lease", "Grant, renew and revoke leases."),
     "token": ("cli_token", "token", "Make the tokens that hosts join with."),
     "env": ("cli_env", "env", "Print what etcdctl needs to reach the store."),

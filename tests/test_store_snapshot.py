@@ -1,14 +1,24 @@
 """Snapshots of the whole state: streamed out, built anew, installed, saved and restored."""
 
 import hashlib
+import json
+import os
 import random
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
+from etcd_server import StoreServer
+from etcdctl import VERSIONS, binary, call, revision
 from store_member import LocalMember
 from trimaran.errors import CorruptionError
 from trimaran.ext import snapshot
+from trimaran.wire import etcd_pb2 as pb
+from trimaran.wire.methods import METHODS
 
 
 def fill(member: LocalMember, rng: random.Random, count: int) -> None:
@@ -138,3 +148,149 @@ def test_a_damaged_stream_is_refused(
         with pytest.raises(CorruptionError, match="refused"):
             build(tmp_path / "state", damage(taken[0], rng))
     build(tmp_path / "state", taken[0])
+
+
+def trimaran(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line."""
+    return subprocess.run(
+        [sys.executable, "-m", "trimaran.daemons.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def everything(server: StoreServer) -> list[pb.KeyValue]:
+    return list(call(server, "KV/Range", pb.RangeRequest(key=b"\0", range_end=b"\0")).kvs)
+
+
+@pytest.fixture(scope="module")
+def filled() -> Iterator[StoreServer]:
+    with StoreServer("trimaran", name="saved") as server:
+        call(server, "Lease/LeaseGrant", pb.LeaseGrantRequest(ID=0x77, TTL=6000))
+        for number in range(60):
+            value = b"v" * (number * 500)
+            call(server, "KV/Put", pb.PutRequest(key=b"k%d" % number, value=value, lease=0x77))
+        call(server, "KV/DeleteRange", pb.DeleteRangeRequest(key=b"k7"))
+        call(server, "KV/Compact", pb.CompactionRequest(revision=20, physical=True))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def saved(filled: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "backup.snap"
+    result = trimaran("--endpoints", filled.endpoint, "snapshot", "save", path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"Snapshot saved at {path}\n"
+    return path
+
+
+def restore(server: StoreServer, path: Path, *words: object) -> None:
+    """Make the data of a server that was not started yet."""
+    flags = ("--data-dir", server.folder / "data", "--name", server.name)
+    peers = ("--initial-advertise-peer-urls", server.peer_url)
+    cluster = ("--initial-cluster", f"{server.name}={server.peer_url}")
+    result = trimaran("snapshot", "restore", path, *flags, *peers, *cluster, *words)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_saved_store_is_restored(filled: StoreServer, saved: Path) -> None:
+    server = StoreServer("trimaran", name="restored")
+    try:
+        restore(server, saved)
+        server.start()
+        assert everything(server) == everything(filled)
+        assert revision(server) == revision(filled)
+        lease = pb.LeaseTimeToLiveRequest(ID=0x77, keys=True)
+        assert len(call(server, "Lease/LeaseTimeToLive", lease).keys) == 59
+        assert call(server, "KV/Put", pb.PutRequest(key=b"new")).header.revision == 63
+        server.restart()
+        assert len(everything(server)) == 60
+    finally:
+        server.close()
+
+
+def test_a_restored_store_may_begin_later(filled: StoreServer, saved: Path) -> None:
+    server = StoreServer("trimaran", name="bumped")
+    try:
+        restore(server, saved, "--bump-revision", 1000, "--mark-compacted")
+        server.start()
+        assert everything(server) == everything(filled)
+        later = revision(filled) + 1000
+        assert revision(server) == later
+        with pytest.raises(grpc.RpcError, match="compacted"):
+            call(server, "KV/Range", pb.RangeRequest(key=b"k1", revision=later - 1))
+        assert call(server, "KV/Put", pb.PutRequest(key=b"a")).header.revision == later + 1
+        server.restart()
+        assert revision(server) == later + 1
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_etcdctl_saves_the_same(
+    version: str, filled: StoreServer, saved: Path, tmp_path: Path
+) -> None:
+    tool = binary(version)
+    if tool is None:
+        pytest.skip(f"etcdctl {version} is not installed here")
+    path = tmp_path / "etcdctl.snap"
+    result = subprocess.run(
+        [tool, "--endpoints", filled.address, "snapshot", "save", path],
+        env={**os.environ, "ETCDCTL_API": "3"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert path.read_bytes() == saved.read_bytes()
+
+
+def test_status_of_a_file(filled: StoreServer, saved: Path, tmp_path: Path) -> None:
+    result = trimaran("-o", "json", "snapshot", "status", saved)
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["revision"] == revision(filled)
+    assert facts["compact_revision"] == 20
+    assert facts["total_bytes"] == saved.stat().st_size
+    whole = saved.read_bytes()
+    bad = tmp_path / "bad.snap"
+    for content in (
+        whole[:-32],
+        whole[:-33],
+        whole[:512] + whole[-32:],
+        whole[:5000] + b"\1" + whole[5001:],
+        whole[:-1] + b"\0",
+        b"",
+        b"x" * 544,
+    ):
+        bad.write_bytes(content)
+        result = trimaran("snapshot", "status", bad)
+        assert result.returncode == 1
+        assert str(bad) in result.stderr
+    bad.write_bytes(whole[:-1] + b"\0")
+    words = ("--data-dir", tmp_path / "data", "--skip-hash-check")
+    assert trimaran("snapshot", "restore", bad, *words[:2]).returncode == 1
+    assert not (tmp_path / "data").exists()
+    assert trimaran("snapshot", "restore", bad, *words).returncode == 0
+    assert trimaran("snapshot", "restore", bad, *words).returncode == 1  # is there already
+
+
+def test_the_stream_counts_down(filled: StoreServer) -> None:
+    method = METHODS["/etcdserverpb.Maintenance/Snapshot"]
+    with grpc.insecure_channel(filled.address) as channel:
+        stream = channel.unary_stream(
+            method.path, pb.SnapshotRequest.SerializeToString, method.response.FromString
+        )
+        answers = list(stream(pb.SnapshotRequest(), timeout=30))
+    content = b"".join(answer.blob for answer in answers[:-1])
+    left = len(content)
+    for answer in answers[:-1]:
+        assert len(answer.blob) <= 32 * 1024
+        left -= len(answer.blob)
+        assert answer.remaining_bytes == left
+        assert answer.version == "3.6.0"
+    assert answers[-1].remaining_bytes == 0
+    assert answers[-1].blob == hashlib.sha256(content).digest()

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 
 from trimaran.client import results
-from trimaran.client.calls import Caller
+from trimaran.client.calls import STREAM_ERRORS, Caller, stream_error
 from trimaran.client.results import Member, Status
 from trimaran.errors import StoreError
 from trimaran.wire import etcd_pb2 as pb
@@ -41,6 +42,32 @@ class ClusterCalls(Caller):
             endpoint=endpoint,
         )
         return results.status(answer)
+
+    async def snapshot(self, endpoint: str | None = None) -> AsyncIterator[tuple[int, bytes]]:
+        """Read the whole state of one member; the file of a backup is all blobs in order.
+
+        Args:
+            endpoint: one of the client's; None for whichever answers.
+
+        Yields:
+            how many bytes follow, and the next blob. The last blob is the SHA-256 of the rest.
+
+        Raises:
+            StoreError: the member refused or was lost; what was read is of no use.
+        """
+        deadline_s = time.monotonic() + self.timeout_s
+        only = None if endpoint is None else self.pool.by_url(endpoint)
+        target = await self.pool.acquire(deadline_s, only)
+        token = await self.token(deadline_s)
+        method = target.method("/etcdserverpb.Maintenance/Snapshot")
+        call = method(pb.SnapshotRequest(), metadata=(("token", token),) if token else ())
+        try:
+            async for answer in call:
+                yield answer.remaining_bytes, answer.blob
+        except STREAM_ERRORS as error:
+            raise stream_error(error) from None
+        finally:
+            call.cancel()
 
     async def member_add(
         self, peer_urls: Sequence[str], *, learner: bool = False
