@@ -114,6 +114,7 @@ def status(context: CommandContext, file: str) -> None:
 @pass_context
 def restore(
     context: CommandContext,
+    /,
     file: str,
     skip_hash_check: bool,
     bump_revision: int,

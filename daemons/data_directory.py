@@ -111,6 +111,22 @@ class DataDirectory:
         return {member["id"]: tuple(member["peer_urls"]) for member in members}
 
 
+def _flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _make_root(root: Path) -> None:
+    """Make the directory and those above it, so that none is gone after a power cut."""
+    missing = [path for path in (root, *root.parents) if not path.exists()]
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in missing:
+        _flush_folder(path.parent)
+
+
 def _write_identity(path: Path, identity: Identity) -> None:
     """Write the file whole or not at all: a torn one would lock the data out."""
     temporary = path.with_suffix(".new")
@@ -119,11 +135,7 @@ def _write_identity(path: Path, identity: Identity) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _flush_folder(path.parent)
 
 
 def _are_urls(value: Any) -> bool:
@@ -301,7 +313,7 @@ def open_data_directory(options: StoreOptions, founding: Founding | None = None)
     root = Path(options.data_dir)
     path = root / _FILE
     with _explained(root):
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_root(root)
         with _alone(root):
             identity = read_data_directory(options)
             for folder in ("log", "state"):

@@ -130,6 +130,7 @@ cdef class Defragment:
     cdef size_t dropped_count
     cdef bytes directory
     cdef int check_state(self) except -1
+    cdef int add_dropped(self) except -1
     cdef int take(self) except -1
     @staticmethod
     cdef Defragment begin(object owner, void *mvcc, str directory, size_t map_size_bytes)

@@ -3,7 +3,8 @@
 import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdlib cimport free
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
 
 from trimaran.errors import CorruptionError
 
@@ -276,13 +277,29 @@ cdef class Defragment:
             raise OSError(125, "the state was replaced by a snapshot meanwhile")
         return 0
 
+    cdef int add_dropped(self) except -1:
+        # What the next copy has to drop: this is asked for more often than there are copies.
+        cdef size_t count = 0
+        cdef trimaran_change *fresh = trimaran_state_take_dropped(self.state, &count)
+        cdef size_t whole = self.dropped_count + count
+        cdef trimaran_change *grown = <trimaran_change *>realloc(
+            self.dropped, (whole + 1) * sizeof(trimaran_change))
+        if grown == NULL:
+            free(fresh)
+            raise MemoryError
+        if count > 0:
+            memcpy(grown + self.dropped_count, fresh, count * sizeof(trimaran_change))
+        free(fresh)
+        self.dropped = grown
+        self.dropped_count = whole
+        return 0
+
     cdef int take(self) except -1:
         self.check_state()
         if self.snapshot != NULL:
             trimaran_snapshot_close(self.snapshot)
             self.snapshot = NULL
-        free(self.dropped)
-        self.dropped = trimaran_state_take_dropped(self.state, &self.dropped_count)
+        self.add_dropped()
         return check(trimaran_snapshot_take(self.state, 0, 0, &self.snapshot), "the state")
 
     def copy(self):
@@ -291,6 +308,7 @@ cdef class Defragment:
             code = trimaran_state_builder_copy(self.builder, self.snapshot, self.dropped,
                                                self.dropped_count)
         check(code, os.fsdecode(self.directory))
+        self.dropped_count = 0
 
     def renew(self):
         self.take()

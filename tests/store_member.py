@@ -7,6 +7,7 @@ from typing import Any
 
 from trimaran.errors import ETCD_ERRORS, etcd_error
 from trimaran.ext import member as engine
+from trimaran.ext.snapshot import PreparedState, StateBuilder, complete
 from trimaran.wire import etcd_pb2 as pb
 
 LEADER = 2
@@ -76,6 +77,16 @@ class LocalMember:
         """Put one operation through the log; returns the revision after it."""
         self.token += 1
         self.member.submit(kind, request.SerializeToString(), self.token)
+        return self._outcome()
+
+    def add_learner(self, learner: int) -> int:
+        """Add a member that has no vote, with a row about it."""
+        self.token += 1
+        rows = [(b"member/%016x" % learner, b"learner")]
+        self.member.propose_change([(engine.ADD_LEARNER, learner)], rows, self.token)
+        return self._outcome()
+
+    def _outcome(self) -> int:
         found: list[tuple[int, ...]] = []
 
         def done() -> bool:
@@ -93,6 +104,14 @@ class LocalMember:
 
     def delete(self, key: bytes, end: bytes = b"") -> int:
         return self.apply(engine.DELETE, pb.DeleteRangeRequest(key=key, range_end=end))
+
+    def fill(self, prefix: bytes, count: int) -> int:
+        """Put many keys in one revision."""
+        request = pb.TxnRequest()
+        for number in range(count):
+            put = pb.PutRequest(key=prefix + b"%d" % number)
+            request.success.add().request_put.CopyFrom(put)
+        return self.apply(engine.TXN, request)
 
     def compact(self, revision: int) -> int:
         """Compact and wait until that is done."""
@@ -112,3 +131,40 @@ class LocalMember:
                 poll.register(self.member.state_fd, select.EPOLLIN)
                 poll.poll(5)
             self.member.collect()
+
+
+@dataclass(frozen=True)
+class JoinerOptions(Options):
+    """A member that knows nothing of its group yet."""
+
+    member_id: int = 10
+    bootstrap: bytes | None = None
+
+
+class Joiner:
+    """A member that gets its state from another.
+
+    Args:
+        directory: made where it is missing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        for folder in ("log", "state"):
+            (directory / folder).mkdir(parents=True, exist_ok=True)
+        self.options = JoinerOptions(str(directory / "log"), str(directory / "state"))
+        self.member = engine.Member(self.options)
+        self.member.turn()
+
+    def receive(self, chunks: list[bytes], sender: int) -> None:
+        """Take a snapshot from a leader and install it."""
+        builder = StateBuilder(f"{self.options.state_directory}.new")
+        for chunk in chunks:
+            builder.write(chunk)
+        index = builder.facts["index"]
+        builder.finish()
+        complete(self.options.state_directory, index)
+        prepared = PreparedState(self.options)
+        assert self.member.install(sender, 5, prepared)
+        self.member.turn()
+        assert self.member.revision == prepared.revision
+        prepared.close()
