@@ -269,3 +269,15 @@ def test_safe_in_a_storm_and_alive_after_it(seed: int) -> None:
     for _ in range(STEPS):
         storm.step()
     storm.calm()
+
+
+def test_storms_are_storms() -> None:
+    """What the storms are to survive does happen in them, and so does work."""
+    storms = [Storm(seed) for seed in range(12)]
+    for storm in storms:
+        for _ in range(STEPS):
+            storm.step()
+    assert sum(len(storm.led) for storm in storms) >= 30, "few elections"
+    assert sum(len(storm.checker.committed) for storm in storms) >= 400, "little is committed"
+    changes = [e for s in storms for e in s.checker.committed.values() if e.type == CONFIGURATION]
+    assert len(changes) >= 40, "few changes of configuration"
