@@ -43,11 +43,13 @@ class LocalMember:
         directory: made where it is missing.
     """
 
+    options_class = Options
+
     def __init__(self, directory: Path, **changes: Any) -> None:
         for folder in ("log", "state"):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         self.state = directory / "state"
-        self.options = Options(str(directory / "log"), str(self.state), **changes)
+        self.options = self.options_class(str(directory / "log"), str(self.state), **changes)
         self.member = engine.Member(self.options)
         self.token = 0
         self.member.campaign()
