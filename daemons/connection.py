@@ -14,6 +14,7 @@ from typing import Final, Protocol, cast, runtime_checkable
 
 HANDSHAKE_BYTES_MAX: Final = 128 * 1024
 LINGER_S: Final = 5.0
+_TCP_THIN_LINEAR_TIMEOUTS: Final = 16  # linux/tcp.h
 _RTT_OFFSET: Final = 68  # of tcpi_rtt, microseconds, in linux/tcp.h's struct tcp_info
 _READ_BYTES: Final = 64 * 1024
 
@@ -197,11 +198,14 @@ class Connection(asyncio.Protocol):
         Args:
             silence_s: how long what was sent may stay unanswered.
         """
-        assert self._transport is not None
+        if self._transport is None or self.is_closed:
+            return
         wire = self._transport.get_extra_info("socket")
         if wire is None or wire.family not in (socket.AF_INET, socket.AF_INET6):
             return
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_s * 1000))
+        # What few bytes are lost is sent again at a steady pace, not ever more rarely.
+        wire.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)

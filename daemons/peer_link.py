@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,10 +23,13 @@ from trimaran.errors import ConfigError, ProtocolError
 from trimaran.store.peer_frames import Purpose
 
 LOG = logging.getLogger("trimaran.peers")
+# A network that heals is noticed within a connection attempt and a pause: short beside the second
+# or so that an election takes.
+CONNECT_TIMEOUT_S: Final = 0.75
 RETRY_MIN_S: Final = 0.05
-RETRY_MAX_S: Final = 1.0
+RETRY_MAX_S: Final = 0.4
 REFUSED_RETRY_MAX_S: Final = 5.0
-SILENCE_S: Final = 2.0
+SILENCE_S: Final = 1.5
 QUEUE_BYTES_MAX: Final = 64 * 1024**2
 LOG_INTERVAL_S: Final = 60.0
 
@@ -70,16 +74,32 @@ async def open_connection(
         channel = tls.client_channel(host)
     hello = make_hello(identity, addressee, purpose)
     connection = Outgoing(hello, channel, None if tls is None else tls.check)
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(GREETING_TIMEOUT_S):
-            await loop.create_connection(lambda: connection, host, parts.port or 2380)
+            await _connect(connection, host, parts.port or 2380)
+            connection.set_timeouts(SILENCE_S)
             await connection.greeted
     except BaseException:
         connection.abort()
         raise
-    connection.set_timeouts(SILENCE_S)
     return connection
+
+
+async def _connect(connection: Outgoing, host: str, port: int) -> None:
+    """Try the addresses of a host one after the other, none of them for long."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failure: OSError = ConnectionError(f"{host} has no address")
+    for address in dict.fromkeys(str(one[4][0]) for one in found):
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await loop.create_connection(lambda: connection, address, port)
+                return
+        except TimeoutError:
+            failure = TimeoutError(f"{address} does not answer")
+        except OSError as error:
+            failure = error
+    raise failure
 
 
 def describe(error: BaseException | None) -> str:

@@ -173,6 +173,19 @@ def test_a_lost_member_is_connected_again() -> None:
     run(main())
 
 
+def test_every_address_and_every_url_is_tried() -> None:
+    async def main() -> None:
+        one, two = await Site(1).start(), await Site(2).start()
+        by_name = two.url.replace("127.0.0.1", "localhost")  # ::1 too, where nobody listens
+        one.transport.set_peers({2: ["http://127.0.0.1:1", by_name]})
+        await eventually(lambda: one.transport.is_connected(2))
+        assert one.transport.links[2].failures >= 1
+        for site in (one, two):
+            await site.transport.stop()
+
+    run(main())
+
+
 def test_a_member_that_takes_nothing_costs_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_link, "QUEUE_BYTES_MAX", 1 << 20)
 
