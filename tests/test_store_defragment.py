@@ -1,6 +1,10 @@
 """Defragmentation: the file shrinks, nothing is lost, and serving goes on meanwhile."""
 
+import contextlib
+import errno
+import os
 import random
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +15,8 @@ import pytest
 from etcd_server import StoreServer, missing_reason
 from etcdctl import VERSIONS, Etcdctl, binary, call
 from store_member import LocalMember
+from trimaran.errors import CorruptionError
+from trimaran.ext.snapshot import StateBuilder
 from trimaran.wire import etcd_pb2 as pb
 
 
@@ -185,3 +191,61 @@ def test_etcdctl_defrag(version: str, server: StoreServer) -> None:
                 pb.DefragmentResponse()
             )
         assert outputs[1] == outputs[0]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=96m", "trimaran-defragment-test", str(mount)]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("this system does not let root mount a tmpfs")
+    yield mount
+    subprocess.run(["umount", "-l", mount], check=True)
+
+
+def fill_disk(directory: Path) -> Path:
+    """Use up a disk; returns the file that does."""
+    filler = directory / "filler"
+    descriptor = os.open(filler, os.O_CREAT | os.O_WRONLY)
+    with contextlib.suppress(OSError):
+        while os.write(descriptor, bytes(4096)):
+            pass
+    os.close(descriptor)
+    return filler
+
+
+def test_a_full_disk_changes_nothing(small_disk: Path, tmp_path: Path) -> None:
+    """The copy is given up; so is a state that arrives, which can begin anew later."""
+    with LocalMember(small_disk / "a") as member:
+        churn(member, random.Random(3), 300)
+        before = contents(member)
+        reader = member.member.snapshot()
+        chunks = [reader.read(number) for number in range(reader.measure()[1])]
+        reader.close()
+        filler = fill_disk(small_disk)
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            defragment(member)
+        assert caught.value.errno == errno.ENOSPC
+        filler.unlink()
+        defragment(member)
+        assert contents(member) == before
+    filler = fill_disk(small_disk)
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        StateBuilder(small_disk / "new")
+    assert caught.value.errno == errno.ENOSPC
+    filler.unlink()
+    builder = StateBuilder(small_disk / "new")
+    builder.write(chunks[0])
+    with pytest.raises(CorruptionError, match="missing"):
+        builder.write(chunks[0])
+    with pytest.raises(CorruptionError, match="missing"):
+        builder.write(chunks[1])  # nothing can follow what was refused
+    builder.close()
+    builder = StateBuilder(small_disk / "new")
+    for chunk in chunks:
+        builder.write(chunk)
+    builder.finish()

@@ -180,6 +180,8 @@ static int take_records(trimaran_state_builder *builder, MDB_txn *txn, const uin
 
 static int check_chunk(trimaran_state_builder *builder, const uint8_t *chunk, size_t size)
 {
+    if (builder->reason != NULL)
+        return -EBADMSG; /* nothing can follow what was refused or not written */
     if (size < TRIMARAN_CHUNK_HEAD_BYTES || size > TRIMARAN_SNAPSHOT_CHUNK_BYTES ||
         trimaran_read_u32(chunk) != TRIMARAN_CHUNK_MAGIC)
         return refuse(builder, "a chunk of it is none");
@@ -208,6 +210,8 @@ int trimaran_state_builder_chunk(trimaran_state_builder *builder, const uint8_t 
                            size - TRIMARAN_CHUNK_HEAD_BYTES);
     error = take_records(builder, txn, partial->data, partial->size, &used);
     error = trimaran_builder_end(builder, txn, error);
+    if (error != 0 && builder->reason == NULL)
+        builder->reason = "a part of it could not be written";
     if (error != 0)
         return error;
     memmove(partial->data, partial->data + used, partial->size - used);
