@@ -11,7 +11,7 @@
 
 #include "service.h"
 
-enum { CALLS_MAX = 65536, MAP_BYTES = 64 << 20 };
+enum { CALLS_MAX = 65536, CALLS_WITH_LEADER = 60000, MAP_BYTES = 64 << 20 };
 
 struct trimaran_rpc_call {
     uint32_t id;
@@ -39,10 +39,11 @@ static trimaran_buffer answer, sent;
 
 void *trimaran_rpc_user(const trimaran_rpc_call *call) { return call->user; }
 void trimaran_rpc_set_user(trimaran_rpc_call *call, void *user) { call->user = user; }
+/* Calls from this number on ask not to be served without a leader. */
 const char *trimaran_rpc_metadata(const trimaran_rpc_call *call, const char *name, size_t *size)
 {
-    (void)call, (void)name, (void)size;
-    return NULL;
+    *size = 4;
+    return call->id >= CALLS_WITH_LEADER && strcmp(name, "hasleader") == 0 ? "true" : NULL;
 }
 size_t trimaran_rpc_queued(const trimaran_rpc_call *call) { return call->queued; }
 
@@ -373,6 +374,19 @@ static uint8_t run_client_command(uint8_t command, trimaran_slice arguments)
     case 'p': propose(); return 0;
     case 'y': put64(&answer, (int64_t)apply_next()); return 0;
     case 'v': trimaran_service_tick(service); return 0;
+    case 'w': {
+        uint8_t flags = (uint8_t)take(&arguments, 1);
+        trimaran_service_mode mode = {flags & 1, flags & 2, flags & 4};
+        trimaran_service_set_mode(service, &mode);
+        return 0;
+    }
+    case 'd': {
+        trimaran_readqueue *reads = trimaran_service_reads(service);
+        trimaran_readqueue_asked(reads, 0);
+        trimaran_readqueue_answer(reads, reads->context, take(&arguments, 8));
+        trimaran_service_answer_reads(service);
+        return 0;
+    }
     case 'z': return trimaran_service_step(service);
     case 'g': trimaran_watchhub_progress(hub); return 0;
     case 'j': put_results(); return 0;

@@ -292,6 +292,16 @@ class Engine:
         """Apply the oldest proposed entry; returns its index, 0 where there was none."""
         return int(struct.unpack("<q", self.command("y")[1])[0])
 
+    def set_mode(
+        self, *, reads_at_once: bool = False, learner: bool = False, leader: bool = True
+    ) -> None:
+        """Tell the service of the group."""
+        self.command("w", bytes([reads_at_once | learner << 1 | leader << 2]))
+
+    def confirm_reads(self, index: int) -> None:
+        """Answer reads that wait, as of a log index, once that is applied."""
+        self.command("d", struct.pack("<Q", index))
+
     def tick(self) -> None:
         """Let one tick pass; who waits for more than ten of them is told so."""
         self.command("v")

@@ -13,6 +13,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef struct trimaran_rpc_server trimaran_rpc_server;
 typedef struct trimaran_rpc_call trimaran_rpc_call;
@@ -58,6 +59,14 @@ size_t trimaran_rpc_queued(const trimaran_rpc_call *call);
 /* Value of a request header that gRPC itself does not use ("token", "hasleader"), not terminated;
  * NULL where the client sent none. Valid as long as the call. */
 const char *trimaran_rpc_metadata(const trimaran_rpc_call *call, const char *name, size_t *size);
+
+/* Whether the client asked not to be served while no leader is known ("hasleader": "true"). */
+static inline int trimaran_rpc_requires_leader(const trimaran_rpc_call *call)
+{
+    size_t size;
+    const char *value = trimaran_rpc_metadata(call, "hasleader", &size);
+    return value != NULL && size == 4 && memcmp(value, "true", 4) == 0;
+}
 
 /* Every limit of a server. Zero in no field means "without limit". */
 typedef struct trimaran_rpc_options {

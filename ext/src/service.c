@@ -221,16 +221,11 @@ static int handle_method(void *context, const char *path, size_t size)
 static trimaran_error check_admission(const trimaran_service *service,
                                       const trimaran_rpc_call *call, int method)
 {
-    size_t size;
-    const char *wants;
     if (service->mode.is_learner && method != METHOD_RANGE)
         return TRIMARAN_ERROR_LEARNER;
     if (service->mode.has_leader)
         return TRIMARAN_ERROR_NONE;
-    wants = trimaran_rpc_metadata(call, "hasleader", &size);
-    return wants != NULL && size == 4 && memcmp(wants, "true", 4) == 0
-               ? TRIMARAN_ERROR_NO_LEADER
-               : TRIMARAN_ERROR_NONE;
+    return trimaran_rpc_requires_leader(call) ? TRIMARAN_ERROR_NO_LEADER : TRIMARAN_ERROR_NONE;
 }
 
 static void handle_message(void *context, trimaran_rpc_call *call, int method,

@@ -93,9 +93,18 @@ void trimaran_service_answer_reads(trimaran_service *service)
         trimaran_service_serve_group(service, group, TRIMARAN_ERROR_NONE);
 }
 
+/* A watch that wants a leader outlives an election, but not three times the time of one. */
+static void watch_leader(trimaran_service *service)
+{
+    service->leaderless_ticks = service->mode.has_leader ? 0 : service->leaderless_ticks + 1;
+    if (service->leaderless_ticks == 3 * service->options.election_ticks)
+        trimaran_watchhub_lose_leader(service->hub);
+}
+
 /* Those that wait for longer than the time-out are told so, and whether a leader was lost since. */
 void trimaran_service_tick(trimaran_service *service)
 {
+    watch_leader(service);
     uint64_t tick = ++service->proposals.tick, timeout = service->options.timeout_ticks;
     trimaran_proposal *proposal;
     trimaran_read_group *group;
@@ -113,7 +122,7 @@ void trimaran_service_tick(trimaran_service *service)
     }
     while ((group = trimaran_readqueue_expired(&service->reads, born_before)) != NULL) {
         service->counts.timeouts += group->count;
-        trimaran_service_serve_group(service, group, TRIMARAN_ERROR_TIMEOUT);
+        trimaran_service_serve_group(service, group, error);
     }
 }
 

@@ -21,6 +21,7 @@ struct trimaran_service {
     trimaran_rpc_handler handler;
     trimaran_service_mode mode;
     uint64_t leader_tick; /* when a leader was last found */
+    uint64_t leaderless_ticks; /* for how long none has been known */
     trimaran_proposals proposals;
     trimaran_readqueue reads;
     trimaran_physical *physical;

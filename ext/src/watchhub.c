@@ -347,6 +347,20 @@ void trimaran_watchhub_progress(trimaran_watchhub *hub)
     }
 }
 
+void trimaran_watchhub_lose_leader(trimaran_watchhub *hub)
+{
+    trimaran_watch_stream *next;
+    for (trimaran_watch_stream *stream = hub->streams; stream != NULL; stream = next) {
+        trimaran_rpc_call *call = stream->call;
+        next = stream->next;
+        if (!trimaran_rpc_requires_leader(call))
+            continue;
+        free_stream(hub, stream);
+        trimaran_rpc_finish(call, trimaran_error_status(TRIMARAN_ERROR_NO_LEADER),
+                            trimaran_error_text(TRIMARAN_ERROR_NO_LEADER));
+    }
+}
+
 trimaran_watchhub_counts trimaran_watchhub_count(const trimaran_watchhub *hub)
 {
     return hub->counts;

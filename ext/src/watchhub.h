@@ -38,6 +38,9 @@ void trimaran_watchhub_replaced(trimaran_watchhub *hub, int64_t revision_before)
  * last call. */
 void trimaran_watchhub_progress(trimaran_watchhub *hub);
 
+/* End the streams whose clients asked not to be served without a leader. */
+void trimaran_watchhub_lose_leader(trimaran_watchhub *hub);
+
 typedef struct trimaran_watchhub_counts {
     size_t streams, watchers, behind;
     uint64_t events;
