@@ -1,7 +1,6 @@
 """What the store serves over HTTP/1.1: health, version and metrics."""
 
 import json
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,22 +10,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from trimaran._version import ETCD_VERSION
 from trimaran.daemons.network_metrics import NetworkCollector
-from trimaran.wire import etcd_pb2 as pb
+from trimaran.daemons.store_health import add_routes
 
 if TYPE_CHECKING:
     from trimaran.daemons.store_server import Stored
-
-
-def health_reason(store: "Stored", exclude: set[str]) -> str:
-    """Return why the member is not healthy, "" where it is."""
-    for _, kind in store.member.alarms():
-        name = pb.AlarmType.Name(kind)
-        if name not in exclude:
-            return f"ALARM {name}"
-    if store.member.status()["leader"] == 0:
-        return "RAFT NO LEADER"
-    error = store.member.disk_error()
-    return f"DISK {os.strerror(error)}" if error else ""
 
 
 class StoreCollector:
@@ -59,11 +46,20 @@ class StoreCollector:
             "etcd_debugging_mvcc_compact_revision": ("compacted up to", member.compact_revision),
             "trimaran_store_connections": ("open connections", network["connections"]),
             "trimaran_store_leases": ("granted leases", len(self._store.lessor)),
+            "trimaran_store_members": ("members", len(self._store.node.members.table.members)),
         }
         counters = {
             "etcd_server_proposals_committed": ("committed entries", raft["commit"]),
             "etcd_server_proposals_applied": ("applied entries", raft["applied"]),
             "etcd_server_proposals_failed": ("refused operations", counts["refused"]),
+            "etcd_server_leader_changes_seen": ("changes of leader", counts["leader_changes"]),
+            "trimaran_store_timeouts": ("requests that took too long", counts["timeouts"]),
+            "trimaran_store_forwarded": ("batches sent to a leader", counts["forwarded"]),
+            "trimaran_store_hash_checks": (
+                "comparisons of the members' data",
+                self._store.node.corruption.checks,
+            ),
+            **self._snapshots(),
             "etcd_mvcc_put": ("puts asked for", counts["puts"]),
             "etcd_mvcc_range": ("ranges asked for", counts["ranges"]),
             "etcd_mvcc_delete": ("deletes asked for", counts["deletes"]),
@@ -77,6 +73,17 @@ class StoreCollector:
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(name, text, value=value)
 
+    def _snapshots(self) -> dict[str, tuple[str, int]]:
+        counts = self._store.snapshots.counts
+        return {
+            "trimaran_snapshots_sent": ("states sent to members", counts.sent),
+            "trimaran_snapshots_received": ("states taken over from a leader", counts.received),
+            "trimaran_snapshot_send_failures": ("not sent to the end", counts.send_failures),
+            "trimaran_snapshot_receive_failures": ("not received", counts.receive_failures),
+            "trimaran_snapshot_sent_bytes": ("of states", counts.sent_bytes),
+            "trimaran_snapshot_received_bytes": ("of states", counts.received_bytes),
+        }
+
 
 def make_application(store: "Stored") -> web.Application:
     """Build the HTTP/1.1 side of a member."""
@@ -85,12 +92,6 @@ def make_application(store: "Stored") -> web.Application:
     transport = store.peers.transport
     registry.register(NetworkCollector(store.identity.member_id, transport, store.server))
     ProcessCollector(registry=registry)
-
-    async def health(request: web.Request) -> web.Response:
-        reason = health_reason(store, set(request.query.getall("exclude", [])))
-        answer = {"health": "false" if reason else "true", "reason": reason}
-        body = json.dumps(answer, separators=(",", ":"))
-        return web.Response(text=body, status=503 if reason else 200)
 
     async def version(request: web.Request) -> web.Response:
         cluster = store.node.members.version or "not_decided"
@@ -101,7 +102,7 @@ def make_application(store: "Stored") -> web.Application:
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
     application = web.Application()
-    application.router.add_get("/health", health)
+    add_routes(application, store)
     application.router.add_get("/version", version)
     application.router.add_get("/metrics", metrics)
     return application

@@ -15,7 +15,10 @@ SERVED = {
         f"/etcdserverpb.Lease/Lease{name}"
         for name in ("Grant", "Revoke", "KeepAlive", "TimeToLive", "Leases")
     ),
-    "/etcdserverpb.Cluster/MemberList",
+    *(
+        f"/etcdserverpb.Cluster/Member{name}"
+        for name in ("List", "Add", "Remove", "Update", "Promote")
+    ),
     *(
         f"/etcdserverpb.Maintenance/{name}"
         for name in ("Status", "Alarm", "Snapshot", "Hash", "HashKV", "Defragment", "MoveLeader")
