@@ -6,8 +6,9 @@ directory joins, until it has applied what the leader had when it joined; then a
 counts is the leader's rate during that time beside its rate without, and the most memory of its
 own, without the pages of mapped files, that leader and learner had.
 
-Everything runs on this machine, where the learner's work would cost the leader CPU time that it has
-for itself on a machine of its own; so the learner runs with --learner-nice.
+Everything runs on this machine, where the learner's work would cost the leader CPU time and disk
+that it has for itself on a machine of its own; so the learner runs with --learner-nice, and its
+data is under --learner-folder.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -76,12 +78,20 @@ class Rate:
         return rates
 
 
-def add_learner(kind: str, servers: Sequence[StoreServer], arguments: Sequence[str]) -> StoreServer:
-    """Make a learner known to the cluster; it is not started."""
+def add_learner(
+    kind: str, servers: Sequence[StoreServer], arguments: Sequence[str], folder: str
+) -> StoreServer:
+    """Make a learner known to the cluster; it is not started.
+
+    Args:
+        folder: where its data goes.
+    """
     peers = ",".join(f"{server.name}={server.peer_url}" for server in servers)
     learner = StoreServer(
         kind, name="new", arguments=[*arguments, "--initial-cluster-state=existing"]
     )
+    shutil.rmtree(learner.folder)
+    learner.folder = Path(tempfile.mkdtemp(prefix="trimaran-bench-new-", dir=folder))
     learner.initial_cluster = f"{peers},new={learner.peer_url}"
     deadline_s = time.monotonic() + TIMEOUT_S
     while True:
@@ -98,7 +108,11 @@ def add_learner(kind: str, servers: Sequence[StoreServer], arguments: Sequence[s
 
 def measure(kind: str, options: argparse.Namespace) -> dict[str, object]:
     """Measure one kind of store."""
-    arguments = [f"--snapshot-count={options.snapshot_count}", "--quota-backend-bytes=8000000000"]
+    arguments = [
+        f"--snapshot-count={options.snapshot_count}",
+        f"--experimental-snapshot-catchup-entries={options.snapshot_count}",
+        "--quota-backend-bytes=8000000000",
+    ]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimaran-bench-")))
         client = LoadClient(folder, options.keys)
@@ -108,7 +122,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, object]:
         leader = members.leader()
         rate = Rate(client, members, options.operation, options.keys)
         before = rate.several(options.seconds)
-        learner = add_learner(kind, servers, arguments)
+        learner = add_learner(kind, servers, arguments, options.learner_folder)
         stack.callback(learner.close)
         goal = applied(leader)
         start_s = time.monotonic()
@@ -127,6 +141,8 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, object]:
                 raise BenchError(f"not caught up in {TIMEOUT_S} s: {learner.log_tail()}")
         seconds = time.monotonic() - start_s
         after = rate.several(options.seconds)
+        if b"snapshot" not in leader.log_path.read_bytes().rpartition(b"serving client")[2]:
+            raise BenchError("it caught up from the log, without a snapshot")
         medians = [statistics.median(rates) for rates in (before, during, after)]
         return {
             "kind": kind,
@@ -149,8 +165,10 @@ def parse(smoke: bool, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--members", type=int, default=1 if smoke else 3, help="before the new one")
     parser.add_argument("--seconds", type=float, default=0.0 if smoke else 5.0, help="alone")
     parser.add_argument("--operation", choices=["put", "range"], default="put")
-    parser.add_argument("--snapshot-count", type=int, default=10 if smoke else 1000)
+    parser.add_argument("--snapshot-count", type=int, default=10)
     parser.add_argument("--learner-nice", type=int, default=19, help="its CPU priority")
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+    parser.add_argument("--learner-folder", default=memory, help="where its data goes")
     parser.add_argument("--kinds", nargs="+", default=["3.5", "trimaran"], help="3.4 3.5 trimaran")
     return parser.parse_args(arguments)
 
