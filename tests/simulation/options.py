@@ -40,6 +40,7 @@ class Options:
     pause_ticks: int
     partition_ticks: int
     change_ticks: int
+    strict_changes: bool
     transfer_ticks: int
     clock_ticks: int
     wipe_ticks: int
@@ -52,7 +53,7 @@ class Options:
     reads: float
     serializable: float
     large_values: bool
-    leases: bool
+    locks: int  # clients that hold a lock under a lease
 
     def __str__(self) -> str:
         return " ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
@@ -65,6 +66,8 @@ def draw(seed: int) -> Options:
     def sometimes(probability: float, low: int, high: int) -> int:
         return chance.randint(low, high) if chance.random() < probability else 0
 
+    wipe_ticks = sometimes(0.2, 50, 150)
+    clock_ticks = sometimes(0.2, 20, 80)
     return Options(
         seed=seed,
         members=chance.choice([1, 2, 3, 3, 3, 3, 5, 5]),
@@ -86,10 +89,12 @@ def draw(seed: int) -> Options:
         crash_ticks=sometimes(0.7, 15, 80),
         pause_ticks=sometimes(0.4, 20, 100),
         partition_ticks=sometimes(0.7, 15, 80),
-        change_ticks=sometimes(0.4, 20, 80),
+        # An operator who replaces a member does nothing else meanwhile.
+        change_ticks=0 if wipe_ticks else sometimes(0.4, 20, 80),
+        strict_changes=chance.random() < 0.3,
         transfer_ticks=sometimes(0.4, 10, 80),
-        clock_ticks=sometimes(0.2, 20, 80),
-        wipe_ticks=sometimes(0.2, 50, 150),
+        clock_ticks=clock_ticks,
+        wipe_ticks=wipe_ticks,
         upkeep_ticks=sometimes(0.4, 20, 80),
         clock_drift=chance.choice([0, 0, 0.01, 0.1]),
         clients=chance.randint(2, 6),
@@ -98,5 +103,6 @@ def draw(seed: int) -> Options:
         reads=chance.choice([0.2, 0.5, 0.7]),
         serializable=chance.choice([0, 0, 0.2]),
         large_values=chance.random() < 0.2,
-        leases=chance.random() < 0.5,
+        # Nobody can promise how long a lease lives on a clock that jumps.
+        locks=0 if clock_ticks else chance.choice([0, 0, 2, 3]),
     )

@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from checkers import linearizability, replay, watches
+from checkers import exclusion, linearizability, replay, watches
 from checkers.history import Event, Operation, Violation, Watch
 from simulation.calls import CallLibrary
 from simulation.clients import KvClient, Server, WatchClient
 from simulation.faults import Faults
+from simulation.locks import LockClient
 from simulation.network import Network
+from simulation.operator import Operator
 from simulation.options import TICK_US, Options, draw
 from simulation.store_checks import StoreChecks
 from simulation.store_host import StoreHost
@@ -40,6 +42,13 @@ class StoreCluster:
         self.history: list[Operation] = []
         self._library = library
         self._folder = folder
+        self.watchers: list[WatchClient] = []
+        self.lock_clients: list[LockClient] = []
+        self.configuration: dict[str, list[int]] = {}
+        self.joining: set[int] = set()
+        self._configured_at = 0
+        self._ever: set[int] = set()
+        self._chance = world.chance("cluster")
         numbers = range(1, options.members + 1)
         self._bootstrap = founding_entry(
             pb.Member(ID=number, name=f"m{number}", peerURLs=[f"http://m{number}:2380"])
@@ -55,6 +64,11 @@ class StoreCluster:
             KvClient(number, world, options, self, self.history)
             for number in range(options.clients)
         ]
+        self.lock_clients = [
+            LockClient(number, world, options, lambda: self.hosts)
+            for number in range(1, options.locks + 1)
+        ]
+        self._operator = Operator(world, self)
 
     def _host(self, number: int, bootstrap: bytes | None) -> StoreHost:
         return StoreHost(
@@ -66,12 +80,43 @@ class StoreCluster:
             bootstrap,
             self._library,
             self.checks,
-            self._gone,
+            self,
         )
 
-    def _gone(self, host: StoreHost) -> None:
+    def find(self, number: int) -> StoreHost | None:
+        """The host of a member."""
+        return next((host for host in self.hosts if host.number == number), None)
+
+    def gone(self, host: StoreHost) -> None:
         for watcher in self.watchers:
             watcher.gone(host)
+
+    def configured(self, applied: int, members: dict[str, list[int]]) -> None:
+        """Somebody has applied this configuration."""
+        if applied >= self._configured_at:
+            self._configured_at, self.configuration = applied, members
+            self._ever |= {*members["voters"], *members["learners"]}
+            for number in sorted(self.joining & self._ever):
+                self.joining.discard(number)
+                host = self._host(number, None)
+                self.hosts.append(host)
+                self.world.after(self._chance.randint(1, 20) * TICK_US, self._start, host)
+
+    def _start(self, host: StoreHost) -> None:
+        if host in self.hosts and not host.is_up:
+            host.start()
+
+    def lease_gone(self, lease: int) -> None:
+        """Somebody has applied the end of a lease."""
+        for client in self.lock_clients:
+            client.lease_gone(lease)
+
+    def removed(self, host: StoreHost) -> None:
+        """A host has learned that it belongs to the cluster no more: it stops for good."""
+        if host.is_up and host in self.hosts:
+            self.world.count("removed members stopped", host.number)
+            host.crash(False)
+            self.hosts.remove(host)
 
     def machines(self) -> Sequence[StoreHost]:
         """Those that are not destroyed."""
@@ -90,6 +135,7 @@ class StoreCluster:
 
     def change(self, chance: random.Random) -> None:
         """Ask for a random change of the members."""
+        self._operator.change(chance)
 
     def transfer(self, chance: random.Random) -> None:
         """Ask the leader to hand over."""
@@ -102,31 +148,46 @@ class StoreCluster:
 
     def wipe(self, chance: random.Random) -> None:
         """Destroy a member's disk, if the group can bear it, and replace it."""
+        self._operator.wipe(chance)
 
     # Phases.
 
     def heal(self) -> None:
         """End all faults, and turn on what is off."""
         self.network.calm()
-        for client in self.clients:
+        for client in (*self.clients, *self.lock_clients):
             client.is_stopped = True
         for host in self.hosts:
             host.resume()
             if not host.is_up:
                 host.start()
 
+    def group(self) -> list[StoreHost]:
+        """The hosts that belong to the newest configuration."""
+        members = [*self.configuration["voters"], *self.configuration["learners"]]
+        return [host for host in self.hosts if host.number in members]
+
     def agrees(self) -> bool:
         """Whether all members have applied the same, and watchers have seen it."""
         leader = self.leader()
-        if leader is None or any(not host.is_up for host in self.hosts):
+        group = self.group()
+        if leader is None or leader not in group or self.configuration["outgoing"]:
             return False
         status = leader.member.status()
         if status["commit"] != status["last_index"]:
             return False
+        if any(
+            not host.is_up or host.member.status()["applied"] != status["applied"] for host in group
+        ):
+            return False
         revision = leader.member.revision
-        return all(
-            host.member.status()["applied"] == status["applied"] for host in self.hosts
-        ) and all(watcher.revision >= revision for watcher in self.watchers)
+        for watcher in self.watchers:
+            if (
+                watcher.server not in group
+                or watcher.server.number in self.configuration["learners"]
+            ):
+                watcher.move(leader)  # it watched one that was removed
+        return all(watcher.revision >= revision for watcher in self.watchers)
 
     def describe(self) -> str:
         """Tell where everybody stands."""
@@ -176,7 +237,8 @@ def run(seed: int, library: CallLibrary, show: bool = False) -> World:
 
 def judge(world: World, cluster: StoreCluster) -> None:
     """Judge all that clients saw, against the account of every member."""
-    for host in cluster.hosts:
+    group = cluster.group()
+    for host in group:
         host.note_state()
     leader = cluster.leader()
     assert leader is not None
@@ -184,7 +246,9 @@ def judge(world: World, cluster: StoreCluster) -> None:
     last = leader.member.revision
     # A new watcher on each member tells what that member holds, from the beginning.
     accounts: list[list[Event]] = []
-    for host in cluster.hosts:
+    for host in group:
+        if host.number in cluster.configuration["learners"]:
+            continue  # they serve no watchers
         watcher = WatchClient(world, cluster, f"account of {host.number:x}", "\0", "\0", stays=True)
         watcher.watch.segments.clear()
         watcher.move(host)
@@ -195,14 +259,19 @@ def judge(world: World, cluster: StoreCluster) -> None:
             raise Violation(
                 replay.ACCOUNT,
                 f"{host.number:x} tells {len(accounts[-1])} changes, and "
-                f"{cluster.hosts[0].number:x} {len(accounts[0])}; of one alone are {differing[:9]}",
+                f"{group[0].number:x} {len(accounts[0])}; of one alone are {differing[:9]}",
             )
     seen = events_of(cluster.watchers[0].watch, 1 << 62)
     if [event for event in seen if first <= event.revision <= last] != accounts[0]:
         raise Violation(watches.COMPLETE, "the watcher of everything saw another history")
-    replay.check(cluster.history, seen)
+    replay.check(cluster.history, [event for event in seen if event.key.startswith("k")])
     for watcher in cluster.watchers:
         watches.check(watcher.watch, seen, last)
+    drift = cluster.options.clock_drift
+    for client in cluster.lock_clients:
+        exclusion.check_leases(client.leases, slack=int(3 * drift * 5_000_000))
+    holds = [hold for client in cluster.lock_clients for hold in client.holds]
+    exclusion.check_locks(holds)
     try:
         summary = linearizability.check(cluster.history)
         world.counts["operations judged"] += summary.operations

@@ -5,17 +5,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from simulation.bare_node import BareNode as Node
 from simulation.calls import CallLibrary, MemberCalls
 from simulation.host import Host
 from simulation.network import Network
 from simulation.options import TICK_US, Options
+from simulation.snapshots import Receiving, Transfer
 from simulation.store_checks import StoreChecks
 from simulation.world import World
 from trimaran.errors import ProtocolError
 from trimaran.ext import member as engine
+from trimaran.store.node import Node, NodeSettings
 from trimaran.wire import etcd_pb2 as pb
 
 CLUSTER_ID = 0x7117
@@ -52,6 +53,25 @@ class EngineOptions:
     manual_log: bool = True
 
 
+class Watcher(Protocol):
+    """The cluster, as its hosts know it."""
+
+    def find(self, number: int) -> "StoreHost | None":
+        """The host of a member, None where there is none any more."""
+
+    def gone(self, host: "StoreHost") -> None:
+        """A host has crashed."""
+
+    def configured(self, applied: int, members: dict[str, list[int]]) -> None:
+        """Somebody has applied this configuration."""
+
+    def lease_gone(self, lease: int) -> None:
+        """Somebody has applied the end of a lease."""
+
+    def removed(self, host: "StoreHost") -> None:
+        """A host has learned that it belongs to the cluster no more."""
+
+
 class StoreHost(Host):
     """One member of the store.
 
@@ -61,7 +81,7 @@ class StoreHost(Host):
         bootstrap: the first entry of a new cluster; None where it joins one.
         library: where clients' calls are made.
         checks: what sees everything.
-        gone: called when it has crashed.
+        watcher: is told what everybody may see of it.
     """
 
     def __init__(
@@ -74,14 +94,14 @@ class StoreHost(Host):
         bootstrap: bytes | None,
         library: CallLibrary,
         checks: StoreChecks,
-        gone: Callable[["StoreHost"], None],
+        watcher: "Watcher",
     ) -> None:
         super().__init__(number, world, network, options)
         self.folder = folder
         self.bootstrap = bootstrap
         self.checks = checks
         self._library = library
-        self._gone = gone
+        self._watcher = watcher
         self._incarnation = 0
         self._flushing = False
         self._sending: set[int] = set()
@@ -94,7 +114,7 @@ class StoreHost(Host):
         self._incarnation += 1
         options = self.options
         lease_us = (options.election_ticks - 1) * TICK_US * (1 - 3 * options.clock_drift)
-        opened = EngineOptions(
+        self.engine_options = EngineOptions(
             log_directory=str(self.folder / "log"),
             state_directory=str(self.folder / "state"),
             member_id=self.number,
@@ -106,16 +126,36 @@ class StoreHost(Host):
             max_message_bytes=options.max_message_bytes,
             request_timeout_ticks=5 * options.election_ticks,
         )
-        self.member = engine.Member(opened)
-        self.node = Node(self.member, None, self.now_us / 1e6)
+        self.member = engine.Member(self.engine_options)
+        self.node = Node(self.member, self._settings(), self.now_us / 1e6)
         self.calls = MemberCalls(self._library, self.member.handler)
         self._flushing = False
         self._sending.clear()
+        self._receiving = Receiving(self)
+        self._rows_version = -1
+        self._leases: set[int] = set()
         self.note_state()
         self.later(self.chance.randint(1, 20) * TICK_US, self._persist)
 
+    def _settings(self) -> NodeSettings:
+        options = self.options
+        return NodeSettings(
+            member_id=self.number,
+            cluster_id=CLUSTER_ID,
+            name=f"m{self.number:x}",
+            client_urls=(f"http://m{self.number:x}:2379",),
+            version="3.6.0",
+            election_timeout_s=options.election_ticks * TICK_US / 1e6,
+            request_timeout_s=5 * options.election_ticks * TICK_US / 1e6,
+            snapshot_count=options.snapshot_count,
+            catch_up_entries=options.catch_up_entries,
+            strict_reconfig_check=options.strict_changes,
+            first_call=self._incarnation << 32 | 1,
+        )
+
     def power_off(self, torn: bool) -> None:
         self.calls.close()
+        self._receiving.close()
         journal, table = self.folder / "log/journal", self.folder / "log/data.mdb"
         # Letting go of the log moves entries from one to the other, which a crash does not.
         kept, kept_table = journal.read_bytes(), table.read_bytes()
@@ -128,7 +168,7 @@ class StoreHost(Host):
             with path.open("r+b") as file:
                 file.truncate(len(content))
                 file.write(content)
-        self._gone(self)
+        self._watcher.gone(self)
 
     def _tear(self, before: bytes, after: bytes) -> bytes:
         """Lose the power in the middle of a write: only some of its sectors are on the disk."""
@@ -150,6 +190,7 @@ class StoreHost(Host):
             self.is_up = False
             self.life += 1
             self.calls.close()
+            self._receiving.close()
             self.member.close()
 
     def destroy(self) -> None:
@@ -165,6 +206,12 @@ class StoreHost(Host):
 
     def on_tick(self) -> None:
         self.node.tick(self.now_us / 1e6)
+        leases = {lease for lease, _ in self.member.leases()}
+        for lease in self._leases - leases:
+            self._watcher.lease_gone(lease)
+        self._leases = leases
+        if self.node.members.is_removed:
+            self.later(0, self._watcher.removed, self)
 
     def on_receive(self, peer: int, data: Any) -> None:
         try:
@@ -195,8 +242,14 @@ class StoreHost(Host):
             raise AssertionError(f"{self.number:x} has never done")
         self._plan_flush()
         for peer in self.member.snapshot_requests():
-            self.later(30_000, self._send_snapshot, peer)
+            if peer not in self._sending:
+                self._sending.add(peer)
+                self.later(self.flush_us(), self._send_snapshot, peer)
         status = self.member.status()
+        version = self.member.rows_version
+        if version != self._rows_version:
+            self._rows_version = version
+            self._watcher.configured(status["applied"], self.member.members())
         if self.checks.seen(self.number, status, self.member.revision):
             self.world.count("elections won", self.number, status["term"])
 
@@ -231,9 +284,50 @@ class StoreHost(Host):
         applied = self.member.status()["applied"]
         self.checks.digest(self.number, applied, (content, leases))
 
+    # Snapshots.
+
     def _send_snapshot(self, peer: int) -> None:
-        self.member.snapshot_failed(peer)
-        self.world.count("snapshots failed", self.number, peer)
+        receiver = self._watcher.find(peer)
+        if receiver is None:
+            self._sending.discard(peer)
+            self.member.snapshot_failed(peer)
+            return
+        self.member.commit()
+        reader = self.member.snapshot()
+        _, count = reader.measure()
+        chunks = [reader.read(number) for number in range(count)]
+        index, term = reader.index, self.member.status()["term"]
+        reader.close()
+        self.world.count("snapshots begun", self.number, peer, index)
+        Transfer(self, receiver, self.life, term, index, chunks).begin()
+
+    def snapshot_ended(self, transfer: Transfer, sent: bool) -> None:
+        """A snapshot of this member has arrived, or has been given up."""
+        peer = transfer.receiver.number
+        self._sending.discard(peer)
+        if sent:
+            self.member.snapshot_sent(peer, transfer.index)
+        else:
+            self.member.snapshot_failed(peer)
+        self.wake()
+
+    def begin_state(self, transfer: Transfer) -> int:
+        """A member wants to send its state; returns the number of the chunk that is wanted."""
+        return self._receiving.begin(transfer)
+
+    def take_chunk(self, transfer: Transfer, number: int, chunk: bytes) -> int | None:
+        """A chunk of a state has come; returns the next one wanted, None to end the connection."""
+        return self._receiving.take(transfer, number, chunk)
+
+    def install_state(self, transfer: Transfer) -> bool:
+        """The whole state has come; returns whether it was news."""
+        taken = self._receiving.install(transfer)
+        if taken:
+            self.node.replaced(self.now_us / 1e6)
+            self._leases.clear()
+            self.note_state()
+        self.wake()
+        return taken
 
     def keep_up(self, chance: random.Random) -> None:
         """Compact or defragment."""
