@@ -33,21 +33,22 @@ from trimaran.errors import ETCD_ERRORS, StoreError, StoreUnavailableError, Trim
 COMMANDS: Final = {
     "up": ("up", "up", "Bring this machine up as a Trimaran host."),
     "unit": ("cli_unit", "unit", "Submit, start, stop and list units of the fleet."),
-    "machine": ("cli_machine", "machine", "List the machines of the fleet."),
+    "machine": ("cli_machine", "machine", "List the machines of the fleet; forget lost ones."),
     "net": ("cli_net", "net", "Configure and inspect the overlay network."),
     "kv": ("cli_kv", "kv", "Read, write and watch keys of the store."),
     "snapshot": ("cli_snapshot", "snapshot", "Save, check and restore the whole store."),
     "lease": ("cli_lease", "lease", "Grant, renew and revoke leases."),
     "token": ("cli_token", "token", "Make the tokens that hosts join with."),
     "env": ("cli_env", "env", "Print what etcdctl needs to reach the store."),
-    "member": ("cli_member", "member", "List the members of the store."),
+    "member": ("cli_member", "member", "List, add and remove members of the store."),
     "status": ("cli_member", "status", "Show the state of each endpoint of the store."),
 }
 
 EPILOG: Final = """\b
 Examples:
   trimaran up --listen 10.0.0.1      first host of a cluster
-  trimaran up --join 10.0.0.1        every further host
+  trimaran token create              there: what lets hosts join
+  trimaran up --join TOKEN           every further host
   trimaran unit start web@1.service  run a unit somewhere
   trimaran kv put /app/color blue
 

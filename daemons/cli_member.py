@@ -1,6 +1,8 @@
 """`trimaran member` and `trimaran status`: the store's members, and changing who they are."""
 
+import asyncio
 import re
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,12 +15,20 @@ from trimaran.daemons.cli_context import (
     pass_context,
     read_connection,
 )
-from trimaran.errors import ConfigError, StoreError, StoreUnavailableError, TrimaranError
+from trimaran.errors import (
+    ETCD_ERRORS,
+    ConfigError,
+    StoreError,
+    StoreUnavailableError,
+    TrimaranError,
+)
 
 if TYPE_CHECKING:
     from trimaran.client import Client, Member, Status
 
 COMPLETION_TIMEOUT_S: Final = 1.0
+# Members must have been connected for five seconds before the voters may change.
+REMOVAL_PATIENCE_S: Final = 8.0
 STATUS_COLUMNS: Final = (
     *("ID", "NAME", "ROLE", "HEALTH", "VERSION", "SIZE"),
     *("TERM", "INDEX", "APPLIED", "REVISION", "CLIENTS"),
@@ -184,11 +194,31 @@ def remove(context: CommandContext, name: str) -> None:
 
         found = find_member(await client.members(), name)
         await keep_without_member(client, found)
-        await client.member_remove(found.id)
+        await remove_patiently(client, found.id)
         return found
 
     found = context.run(work)
     click.echo(f"member {found.id:x} {found.name} is removed".replace("  ", " "))
+
+
+async def remove_patiently(client: "Client", member_id: int) -> None:
+    """Remove a member; where others have come back only just, wait until that is allowed.
+
+    Raises:
+        StoreError: it is refused for another reason, or for this one all the time.
+    """
+    deadline_s = time.monotonic() + REMOVAL_PATIENCE_S
+    while True:
+        try:
+            await client.member_remove(member_id)
+            return
+        except StoreError as error:
+            if error.message == ETCD_ERRORS["MEMBER_NOT_FOUND"][1]:
+                return  # the hosts have done it meanwhile
+            is_early = error.message == ETCD_ERRORS["UNHEALTHY"][1]
+            if not is_early or time.monotonic() > deadline_s:
+                raise
+        await asyncio.sleep(0.5)
 
 
 @member.command()
@@ -355,9 +385,16 @@ def health_of(state: "Status") -> str:
 
 @member.command()
 @click.argument("count", type=int, required=False, metavar="[NUMBER]")
+@click.option(
+    "--replace-after",
+    "replace_after_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long a member is away until another host takes its place; 0 for never by itself.",
+)
 @json_option
 @pass_context
-def scale(context: CommandContext, count: int | None) -> None:
+def scale(context: CommandContext, count: int | None, replace_after_s: float | None) -> None:
     """Tell how many members `trimaran up` keeps, or change that.
 
     Hosts get or lose members one after the other. Three bear the loss of one, five of two.
@@ -366,14 +403,19 @@ def scale(context: CommandContext, count: int | None) -> None:
     For example:
       trimaran member scale
       trimaran member scale 5
+      trimaran member scale --replace-after 600
     """
     from trimaran.daemons.up_hosts import scale_store
 
-    settings = context.run(lambda client: scale_store(client, count))
+    settings = context.run(lambda client: scale_store(client, count, replace_after_s))
     if context.json:
-        context.print_json({"storeMembers": settings.store_members})
-    else:
-        click.echo(f"the store shall have {settings.store_members} members")
+        fields = {"storeMembers": settings.store_members, "replaceAfter": settings.replace_after_s}
+        context.print_json(fields)
+        return
+    after = f"{settings.replace_after_s:g} s away" if settings.replace_after_s else "no time"
+    click.echo(
+        f"the store shall have {settings.store_members} members; one is replaced after {after}"
+    )
 
 
 @click.command()

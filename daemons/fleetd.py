@@ -23,6 +23,7 @@ import uvloop
 
 from trimaran._version import VERSION
 from trimaran.client import Client, TLSOptions
+from trimaran.client.cluster import FOLLOW_INTERVAL_S
 from trimaran.daemons.fleet_agent import Agent
 from trimaran.daemons.fleet_engine import Engine
 from trimaran.daemons.fleet_presence import Presence
@@ -57,6 +58,7 @@ class FleetOptions:
         disable_engine: never lead.
         bus_address: D-Bus address of systemd's bus, None for the system bus.
         tls: for https:// endpoints.
+        follow_members: use the store's members as endpoints, as they change.
     """
 
     endpoints: tuple[str, ...]
@@ -69,6 +71,7 @@ class FleetOptions:
     disable_engine: bool = False
     bus_address: str | None = None
     tls: TLSOptions | None = None
+    follow_members: bool = False
 
 
 class FleetDaemon:
@@ -134,6 +137,8 @@ class FleetDaemon:
             presence.on_acquired.append(self.ready.set)
             agent = Agent(client, self.machine_id, presence, systemd, units, runtime)
             parts = [presence.run(), agent.run()]
+            if options.follow_members:
+                parts.append(client.follow_members(FOLLOW_INTERVAL_S, options.endpoints[0]))
             if not options.disable_engine:
                 # Longer than an agent needs to come back once the store is there again.
                 judge = LossJudge(settle_s=max(SETTLE_S, options.lease_ttl_s * 1.5))

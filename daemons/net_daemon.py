@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from trimaran.client import Client, TLSOptions
+from trimaran.client.cluster import FOLLOW_INTERVAL_S
 from trimaran.daemons.net_files import StateFiles, read_host_id, read_json
 from trimaran.daemons.net_store import StoreFollower, SubnetHolder, TwinError
 from trimaran.daemons.net_udp import UdpPath
@@ -63,6 +64,7 @@ class NetOptions:
         host_id: this host's identity, empty for the machine id.
         lease_ttl_s: how long the subnet stays ours without contact to the store.
         tls: how to speak to an https endpoint.
+        follow_members: use the store's members as endpoints, as they change.
         udp_mode: `plain` moves one packet a call, to compare with.
     """
 
@@ -75,6 +77,7 @@ class NetOptions:
     host_id: str = ""
     lease_ttl_s: int = DEFAULT_LEASE_TTL_S
     tls: TLSOptions | None = None
+    follow_members: bool = False
     udp_mode: Literal["fast", "plain"] = "fast"
 
 
@@ -151,6 +154,7 @@ class NetDaemon:
         self._stopping = asyncio.Event()
         self._ready = asyncio.Event()
         self._client = Client(list(options.endpoints), tls=options.tls)
+        self._follows_members = options.follow_members
         self._follower = StoreFollower(self._client, self._view, self._store_changed)
         self._holder = SubnetHolder(
             self._client, self._follower, options.lease_ttl_s, self._hold_wake.set
@@ -197,6 +201,9 @@ class NetDaemon:
             ("cache", self._use_cache()),
         ):
             self._spawn(f"net-{name}", work)
+        if self._follows_members:
+            prefer = self._client.pool.urls[0]
+            self._spawn("net-members", self._client.follow_members(FOLLOW_INTERVAL_S, prefer))
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(work, name=name))

@@ -68,12 +68,14 @@ class Stored:
     Attributes:
         failed: set when the member cannot go on and has to be stopped.
         failure: why.
+        is_removed: whether that is because the cluster has removed this member.
     """
 
     def __init__(self, options: StoreOptions) -> None:
         self.options = options
         self.minimum_ttl_s = minimum_ttl_s(options.election_timeout_ms)
         self.failed = asyncio.Event()
+        self.is_removed = False
         self.failure: TrimaranError | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._seal_timer: asyncio.TimerHandle | None = None
@@ -146,7 +148,7 @@ class Stored:
         self.node.corruption.found = self._report_corruption
         identity = PeerIdentity(self.identity.cluster_id, self.identity.member_id, ETCD_VERSION)
         self.peers = StorePeers(self.node, identity, self._turn_soon, tls)
-        self.peers.removed = lambda: self.fail(removed_error(self.options, self.identity))
+        self.peers.removed = self._fail_removed
         self.snapshots = StoreSnapshots(
             self.member,
             member_options(self.options, directory),
@@ -389,6 +391,10 @@ class Stored:
             mark_removed(self.options)
         except TrimaranError as error:
             LOG.warning("the removal cannot be noted: %s", error)
+        self._fail_removed()
+
+    def _fail_removed(self) -> None:
+        self.is_removed = True
         self.fail(removed_error(self.options, self.identity))
 
     def fail(self, reason: TrimaranError) -> None:

@@ -36,7 +36,6 @@ BYTES_PER_S_MAX: Final = 64 * 1024**2
 # Reading a chunk may take this share of the time, so that a sender has a core left to serve.
 BUSY_SHARE: Final = 0.25
 ATTEMPTS: Final = 5
-OPEN_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 60.0
 RETRY_S: Final = 0.5
 
@@ -213,13 +212,8 @@ class StoreSnapshots:
 
     async def _receive(self, stream: PeerStream) -> None:
         try:
-            # Before its turn comes: who opens a stream and says nothing holds nobody up.
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                frame = await stream.receive()
-            if frame is None:
-                return
             async with self._receiving:
-                await self._receive_alone(stream, *frame)
+                await self._receive_alone(stream)
             self.counts.received += 1
         except (OSError, CorruptionError, ProtocolError, TimeoutError) as error:
             self.counts.receive_failures += 1
@@ -227,7 +221,11 @@ class StoreSnapshots:
         finally:
             stream.close()
 
-    async def _receive_alone(self, stream: PeerStream, kind: int, body: bytes) -> None:
+    async def _receive_alone(self, stream: PeerStream) -> None:
+        frame = await stream.receive()
+        if frame is None:
+            return
+        kind, body = frame
         if kind != OPEN or len(body) != _OPEN.size:
             raise ProtocolError(f"a frame of kind {kind} where a snapshot should begin")
         number, term, index = _OPEN.unpack(body)

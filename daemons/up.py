@@ -14,8 +14,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 from click.core import ParameterSource
@@ -29,17 +30,28 @@ from trimaran.daemons.cli_context import (
 from trimaran.daemons.sd_notify import notify
 from trimaran.daemons.up_options import (
     DEFAULT_DATA_DIR,
+    DEFAULT_JOIN_PORT,
     DEFAULT_NETWORK,
+    DEFAULT_PEER_PORT,
     DEFAULT_PORT,
     UpOptions,
     choose_advertise,
     choose_listen,
-    is_any,
     is_loopback,
     normal_url,
-    url_host,
+    read_join,
 )
 from trimaran.errors import ConfigError, TrimaranError
+from trimaran.up.records import (
+    CERTIFICATE_LIFETIME_DEFAULT_S,
+    REPLACE_AFTER_DEFAULT_S,
+    STORE_MEMBERS_DEFAULT,
+    STORE_MEMBERS_MAX,
+    ClusterSettings,
+)
+
+if TYPE_CHECKING:
+    from trimaran.daemons.up_parts import StoreAccess
 
 STOP_TIMEOUT_S: Final = 20.0
 UNIT_FILE: Final = Path(__file__).parent / "units/trimaran.service"
@@ -134,13 +146,14 @@ async def run_host(options: UpOptions) -> int:
     running: list[Part] = []
     published = False
     try:
-        for part in make_parts(options):
+        access, parts = make_parts(options)
+        for part in parts:
             if not await start_part(part, reporter, signals):
                 return EXIT_INTERRUPTED
             running.append(part)
-        published = publish_connection(options)
-        notify("READY=1", "STATUS=running")
+        published = publish_connection(access)
         tell_what_next(options, reporter)
+        notify("READY=1", "STATUS=running")
         await wait_for_end(running, signals)
         return 0
     finally:
@@ -200,31 +213,46 @@ async def stop_parts(running: list[Part], reporter: Reporter) -> None:
         reporter.say(part.name, "stopped")
 
 
-def make_parts(options: UpOptions) -> list[Part]:
-    """The parts this host runs, in the order they start."""
+def make_parts(options: UpOptions) -> tuple["StoreAccess", list[Part]]:
+    """The parts this host runs, in the order they start, and how they reach the store."""
     from trimaran.daemons import up_parts
 
     parts: list[Part] = [up_parts.DataDirPart(options)]
-    parts.append(
-        up_parts.StorePart(options) if options.embedded else up_parts.RemoteStorePart(options)
-    )
+    if options.embedded:
+        from trimaran.daemons.up_agent import AgentPart
+        from trimaran.daemons.up_host import IdentityPart, make_state
+        from trimaran.daemons.up_store import StorePart
+
+        state = make_state(options)
+        access = state.access
+        parts += [
+            IdentityPart(state),
+            StorePart(state),
+            AgentPart(state, partial(publish_connection, access)),
+        ]
+    else:
+        access = up_parts.StoreAccess(options.endpoints)
+        parts.append(up_parts.RemoteStorePart(options))
     if options.net:
-        parts.append(up_parts.NetPart(options))
+        parts.append(up_parts.NetPart(options, access))
     if options.fleet:
-        parts.append(up_parts.FleetPart(options))
-    return parts
+        parts.append(up_parts.FleetPart(options, access))
+    return access, parts
 
 
-def publish_connection(options: UpOptions) -> bool:
-    """Leave the store's address where every `trimaran` command of this host looks for it.
+def publish_connection(access: "StoreAccess") -> bool:
+    """Leave the way to the store where every `trimaran` command of this host looks for it.
 
     Returns:
         whether it could be; without root the commands of this host need --endpoints.
     """
+    tls = access.tls
+    files = [os.path.abspath(path or "") for path in (tls.ca, tls.cert, tls.key)] if tls else []
+    connection = HostConnection(access.endpoints, *files)
     try:
         HOST_CONNECTION_FILE.parent.mkdir(parents=True, exist_ok=True)
         temporary = HOST_CONNECTION_FILE.with_suffix(".new")
-        temporary.write_text(HostConnection(options.store_urls).encode())
+        temporary.write_text(connection.encode())
         temporary.replace(HOST_CONNECTION_FILE)
     except PermissionError:
         return False
@@ -234,13 +262,14 @@ def publish_connection(options: UpOptions) -> bool:
 def tell_what_next(options: UpOptions, reporter: Reporter) -> None:
     """Say how to go on from here."""
     reporter.say("ready", f"{options.name} is up; stop it with Ctrl-C")
-    if not options.embedded:
+    if not options.embedded or options.joins:
         return
-    open_to = [address for address in options.listen if not is_loopback(address)]
-    if open_to:
-        address = options.advertise if is_any(open_to[0]) else open_to[0]
-        url = f"http://{url_host(address)}:{options.port}"
-        reporter.say("next", f"on every further host: trimaran up --join {url}")
+    if options.is_open:
+        reporter.say(
+            "next",
+            "let further hosts join: `trimaran token create` here, and `trimaran up --join TOKEN` "
+            "there",
+        )
     else:
         reporter.say(
             "next",
@@ -283,12 +312,13 @@ def read_data_dir(context: click.Context, parameter: click.Parameter, value: str
 EPILOG: Final = """\b
 Examples:
   trimaran up --listen 10.0.0.1            first host, open to others
-  trimaran up --join 10.0.0.1              every further host
+  trimaran token create                    there: prints what lets hosts join
+  trimaran up --join TOKEN                 every further host
   trimaran up --endpoints http://etcd:2379 use an etcd that is there already
 
 \b
 As a service:
-  trimaran up --join 10.0.0.1 --print-unit > /etc/systemd/system/trimaran.service
+  trimaran up --join TOKEN --print-unit > /etc/systemd/system/trimaran.service
   systemctl enable --now trimaran
 """
 
@@ -327,15 +357,29 @@ def refuse_options_before(context: click.Context) -> None:
     "--listen",
     multiple=True,
     metavar="ADDRESS",
-    help="Address the store listens on besides loopback; may be repeated. The store does not "
-    "ask who is calling: open it only to networks whose hosts you trust.  [default: loopback]",
+    help="Address to listen on besides loopback; may be repeated. Only hosts with a certificate "
+    "of the cluster get in.  [default: loopback; with --join also --advertise]",
 )
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
     default=DEFAULT_PORT,
     show_default=True,
-    help="Port the store listens on.",
+    help="Port the store serves clients on.",
+)
+@click.option(
+    "--peer-port",
+    type=click.IntRange(1, 65535),
+    default=DEFAULT_PEER_PORT,
+    show_default=True,
+    help="Port the store's members talk on.",
+)
+@click.option(
+    "--join-port",
+    type=click.IntRange(1, 65535),
+    default=DEFAULT_JOIN_PORT,
+    show_default=True,
+    help="Port hosts join on.",
 )
 @click.option(
     "--advertise",
@@ -345,9 +389,45 @@ def refuse_options_before(context: click.Context) -> None:
 )
 @click.option(
     "--join",
-    metavar="HOST[:PORT]",
+    metavar="TOKEN|HOST[:PORT]",
     callback=refuse_empty,
-    help="Use the store of that Trimaran host.",
+    help="Join a cluster; the token is of `trimaran token create`. Once joined, it is not needed.",
+)
+@click.option(
+    "--token",
+    envvar="TRIMARAN_JOIN_TOKEN",
+    show_envvar=True,
+    metavar="TOKEN",
+    callback=refuse_empty,
+    help="The token, where --join names a host.",
+)
+@click.option(
+    "--store-members",
+    type=click.IntRange(1, STORE_MEMBERS_MAX),
+    default=STORE_MEMBERS_DEFAULT,
+    show_default=True,
+    help="Of a new cluster: how many hosts get a member of the store. Later: "
+    "`trimaran member scale`.",
+)
+@click.option(
+    "--replace-after",
+    "replace_after_s",
+    type=click.FloatRange(min=0),
+    default=REPLACE_AFTER_DEFAULT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Of a new cluster: how long a member is away until another host takes its place; 0 for "
+    "never by itself.",
+)
+@click.option(
+    "--certificate-lifetime",
+    "certificate_lifetime_s",
+    type=click.FloatRange(min=0),
+    default=CERTIFICATE_LIFETIME_DEFAULT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Of a new cluster: how long hosts' certificates last; half of that before, they are "
+    "renewed.",
 )
 @click.option(
     "--endpoints",
@@ -362,7 +442,7 @@ def refuse_options_before(context: click.Context) -> None:
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for a store elsewhere.",
+    help="How long to wait for a cluster or store elsewhere.",
 )
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="What units may ask for.")
 @click.option("--fleet/--no-fleet", default=True, help="Run units here.")
@@ -392,41 +472,14 @@ def refuse_options_before(context: click.Context) -> None:
     help="Print a systemd service that runs this command line, and exit.",
 )
 @click.pass_context
-def up(
-    context: click.Context,
-    /,
-    listen: tuple[str, ...],
-    advertise: str | None,
-    join: str | None,
-    endpoints: str | None,
-    metadata: tuple[str, ...],
-    log_level: str,
-    **others: object,
-) -> int:
+def up(context: click.Context, /, log_level: str, **given: Any) -> int:
     """Bring this machine up as a Trimaran host: store, network and fleet in one process.
 
     Runs until Ctrl-C or SIGTERM. Units of the fleet go on running when it stops.
     """
-    from trimaran.daemons.fleetd import parse_metadata
-
     refuse_options_before(context)
-    if join and endpoints:
-        raise click.UsageError("give --join or --endpoints, not both")
-    if (join or endpoints) and listen:
-        raise click.UsageError("--listen is for a host with its own store; leave it out")
     try:
-        urls = tuple(normal_url(part) for part in (endpoints or "").split(",") if part.strip())
-        joined = normal_url(join) if join else None
-        addresses = choose_listen(listen)
-        store = joined or (urls[0] if urls else None)
-        options = UpOptions(
-            listen=addresses,
-            advertise=choose_advertise(advertise, addresses, store),
-            join=joined,
-            endpoints=urls,
-            metadata=parse_metadata(",".join(metadata)),
-            **others,  # type: ignore[arg-type]
-        )
+        options = read_up_options(**given)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     logging.basicConfig(
@@ -434,3 +487,48 @@ def up(
     )
     code = run_loop(lambda: run_host(options))
     context.exit(code)
+
+
+def read_up_options(
+    *,
+    listen: tuple[str, ...],
+    advertise: str | None,
+    join: str | None,
+    token: str | None,
+    endpoints: str | None,
+    metadata: tuple[str, ...],
+    store_members: int,
+    replace_after_s: float,
+    certificate_lifetime_s: float,
+    **others: Any,
+) -> UpOptions:
+    """Check the options together and complete them.
+
+    Raises:
+        click.UsageError, ConfigError: they contradict each other, or one is none.
+    """
+    from trimaran.daemons.fleetd import parse_metadata
+
+    if join and endpoints:
+        raise click.UsageError("give --join or --endpoints, not both")
+    if endpoints and listen:
+        raise click.UsageError("--listen is for a host with its own store; leave it out")
+    urls = tuple(normal_url(part) for part in (endpoints or "").split(",") if part.strip())
+    joins, read_token, join_addresses = read_join(join, token)
+    addresses = choose_listen(listen)
+    others_at = [*join_addresses, *(read_token.addresses if read_token else ())]
+    towards = urls[0] if urls else f"//{others_at[0]}" if others_at else None
+    chosen = choose_advertise(advertise, addresses, towards)
+    if joins and not listen and not is_loopback(chosen):
+        addresses = ("127.0.0.1", chosen)
+    return UpOptions(
+        listen=addresses,
+        advertise=chosen,
+        joins=joins,
+        token=read_token,
+        join=join_addresses,
+        endpoints=urls,
+        metadata=parse_metadata(",".join(metadata)),
+        settings=ClusterSettings(store_members, replace_after_s, certificate_lifetime_s),
+        **others,
+    )

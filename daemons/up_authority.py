@@ -160,6 +160,19 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
 
+    def revocations(self, serials: Iterable[int], now: datetime.datetime) -> bytes:
+        """Sign the list of certificates that count no more, in PEM (RFC 5280, section 5)."""
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - SKEW)
+            .next_update(now + AUTHORITY_LIFETIME)
+        )
+        for serial in serials:
+            revoked = x509.RevokedCertificateBuilder().serial_number(serial)
+            builder = builder.add_revoked_certificate(revoked.revocation_date(now).build())
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
 
 def _usage(signs_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(

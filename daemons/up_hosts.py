@@ -1,17 +1,24 @@
 """What operators say about the hosts of a cluster, as the command line writes it to the store."""
 
+import time
 from dataclasses import replace
+
+from cryptography import x509
 
 from trimaran.client import Client, Compare, Delete, Member, Put
 from trimaran.errors import ConfigError, StoreError
 from trimaran.up.records import (
+    CERTIFICATES,
     HOSTS,
     PLAN_KEY,
+    REVOKED,
     SETTINGS_KEY,
     ClusterSettings,
     HostRecord,
     alive_key,
+    certificate_key,
     host_key,
+    serials_of,
 )
 
 ATTEMPTS = 8
@@ -95,18 +102,28 @@ async def read_settings(client: Client) -> ClusterSettings:
     return ClusterSettings.decode(pair.value if pair else None)
 
 
-async def scale_store(client: Client, count: int | None) -> ClusterSettings:
-    """Tell the settings, after changing how many members there shall be where `count` is given.
+async def scale_store(
+    client: Client, count: int | None, replace_after_s: float | None = None
+) -> ClusterSettings:
+    """Tell the settings of the cluster, after changing what is given.
+
+    Args:
+        client: of the store.
+        count: how many members there shall be.
+        replace_after_s: how long one may be away, in seconds.
 
     Raises:
         ConfigError: the number is out of range, or nobody would act on it.
     """
     for _ in range(ATTEMPTS):
         pair = await client.get_one(SETTINGS_KEY)
-        settings = ClusterSettings.decode(pair.value if pair else None)
-        if count is None or count == settings.store_members:
+        before = settings = ClusterSettings.decode(pair.value if pair else None)
+        if count is not None:
+            settings = replace(settings, store_members=count)
+        if replace_after_s is not None:
+            settings = replace(settings, replace_after_s=replace_after_s)
+        if settings == before:
             return settings
-        settings = replace(settings, store_members=count)
         if not await read_hosts(client):
             raise ConfigError(
                 "no host of `trimaran up` keeps this store's members: use `trimaran member add` "
@@ -145,4 +162,30 @@ async def forget_host(client: Client, name: str) -> HostRecord:
             await set_store(client, host.id, False)
             await client.member_remove(one.id)
     await client.txn([], [Delete(host_key(host.id)), Delete(alive_key(host.id))])
+    await revoke_certificates(client, host.id)
     return host
+
+
+async def note_certificate(client: Client, host_id: str, certificate: x509.Certificate) -> None:
+    """Remember a certificate for as long as it is good, so that it can be revoked."""
+    ends_s = int(certificate.not_valid_after_utc.timestamp())
+    await client.put(certificate_key(host_id, certificate.serial_number), str(ends_s))
+    now_s = time.time()
+    for prefix in (f"{CERTIFICATES}{host_id}/", REVOKED):
+        for pair in (await client.get(prefix, prefix=True)).kvs:
+            if int(pair.value) < now_s:
+                await client.delete(pair.key)
+
+
+async def revoke_certificates(client: Client, host_id: str) -> None:
+    """Revoke what a host has; members learn of it within seconds."""
+    prefix = f"{CERTIFICATES}{host_id}/"
+    for pair in (await client.get(prefix, prefix=True)).kvs:
+        revoked = REVOKED + pair.key.decode().removeprefix(prefix)
+        await client.txn([], [Put(revoked, pair.value), Delete(pair.key)])
+
+
+async def revoked_serials(client: Client) -> tuple[int, ...]:
+    """The serial numbers of the certificates that count no more."""
+    found = await client.get(REVOKED, prefix=True, keys_only=True)
+    return serials_of(pair.key for pair in found.kvs)

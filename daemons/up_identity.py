@@ -5,12 +5,14 @@ host.key    its private key, for as long as it is part of the cluster
 host.crt    its certificate, replaced as it is renewed
 ca.crt      the cluster's authority
 ca.key      the authority's key, only on hosts with a member of the store
+revoked.crl certificates that count no more, likewise
 """
 
 import datetime
 import hashlib
 import secrets
 import ssl
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +70,7 @@ class ClusterFiles:
         self.certificate_file = folder / "host.crt"
         self.authority_file = folder / "ca.crt"
         self.authority_key_file = folder / "ca.key"
+        self.revoked_file = folder / "revoked.crl"
 
     @property
     def joined(self) -> bool:
@@ -196,6 +199,12 @@ class ClusterFiles:
         assert authority is not None
         certificate = authority.issue(self.request(), names_of(self.host()), now, lifetime_s)
         self.write(self.certificate_file, certificate.public_bytes(Encoding.PEM))
+
+    def revoke(self, serials: Iterable[int], now: datetime.datetime) -> None:
+        """Write the list of revoked certificates, where this host holds the authority's key."""
+        authority = self.authority()
+        assert authority is not None
+        self.write(self.revoked_file, authority.revocations(serials, now))
 
     def accept(self, certificate_pem: bytes, authority_pem: bytes) -> None:
         """Keep what the cluster answered.

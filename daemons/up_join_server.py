@@ -28,6 +28,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 
 from trimaran.client import Client, Compare, Put
 from trimaran.daemons.up_authority import host_id_of
+from trimaran.daemons.up_hosts import note_certificate
 from trimaran.daemons.up_identity import ClusterFiles, key_hash, names_of
 from trimaran.errors import ConfigError, JoinRefusedError, StoreError
 from trimaran.up.records import (
@@ -295,6 +296,7 @@ class JoinServer:
         certificate = authority.issue(
             authority_request, names_of(host), now, settings.certificate_lifetime_s
         )
+        await note_certificate(self._client, host.id, certificate)
         members = await self._client.members()
         peers = {url for member in members for url in member.peer_urls}
         hosts = (await self._hosts()).values()

@@ -8,6 +8,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from trimaran.errors import ConfigError
+from trimaran.up.records import ClusterSettings
+from trimaran.up.token import PREFIX, JoinToken
 
 DEFAULT_DATA_DIR: Final = "/var/lib/trimaran"
 DEFAULT_PORT: Final = 2379
@@ -21,14 +23,17 @@ class UpOptions:
     """What `trimaran up` was asked to run.
 
     Attributes:
-        name: this host's name in the store's member list.
-        data_dir: where the store keeps its data, and the lock that makes this host's one `up`.
-        listen: addresses the embedded store listens on.
-        port: its port.
+        name: this host's name, also of its member of the store.
+        data_dir: where the host keeps identity and data, and the lock that makes this one `up`.
+        listen: addresses that store and join endpoint listen on.
+        port, peer_port, join_port: where the store serves clients and peers, and hosts join.
         advertise: the address at which other hosts reach this one.
-        join: URL of the store of the host to join, or None.
-        endpoints: URLs of a store that exists already, or empty.
-        join_timeout_s: how long to wait for a store that is not embedded.
+        joins: whether this host joins a cluster, rather than beginning one.
+        token: what it joins with; None where it has joined before.
+        join: HOST:PORT of join endpoints to ask before those of the token.
+        endpoints: URLs of a store that is not of this cluster, or empty.
+        join_timeout_s: how long to wait for a cluster or store elsewhere.
+        settings: of a cluster that this host begins.
         metadata: what this machine tells units about itself.
         fleet: whether to run units.
         net: whether to take part in the overlay network.
@@ -40,10 +45,15 @@ class UpOptions:
     data_dir: Path
     listen: tuple[str, ...]
     port: int
+    peer_port: int
+    join_port: int
     advertise: str
-    join: str | None
+    joins: bool
+    token: JoinToken | None
+    join: tuple[str, ...]
     endpoints: tuple[str, ...]
     join_timeout_s: float
+    settings: ClusterSettings
     metadata: dict[str, str]
     fleet: bool
     net: bool
@@ -52,15 +62,26 @@ class UpOptions:
 
     @property
     def embedded(self) -> bool:
-        """Whether this host runs the store itself."""
-        return not self.join and not self.endpoints
+        """Whether this host is of a cluster of its own kind, not beside an etcd."""
+        return not self.endpoints
 
     @property
-    def store_urls(self) -> tuple[str, ...]:
-        """Where this host's own daemons reach the store."""
-        if self.join:
-            return (self.join,)
-        return self.endpoints or (f"http://{url_host(reach(self.listen[0]))}:{self.port}",)
+    def is_open(self) -> bool:
+        """Whether other hosts can reach this one's store."""
+        return any(not is_loopback(address) for address in self.listen)
+
+    @property
+    def address(self) -> str:
+        """The address the cluster knows this host by."""
+        return self.advertise if self.is_open else reach(self.listen[0])
+
+    def url(self, port: int) -> str:
+        """A URL of this host as the cluster knows it."""
+        return f"https://{url_host(self.address)}:{port}"
+
+    def listen_urls(self, port: int) -> tuple[str, ...]:
+        """The URLs to listen on at a port."""
+        return tuple(f"https://{url_host(address)}:{port}" for address in self.listen)
 
 
 def is_loopback(address: str) -> bool:
@@ -147,6 +168,33 @@ def choose_listen(given: tuple[str, ...]) -> tuple[str, ...]:
     if not given or any(is_loopback(address) or is_any(address) for address in given):
         return given or ("127.0.0.1",)
     return ("127.0.0.1", *given)
+
+
+def read_join(
+    join: str | None, token: str | None
+) -> tuple[bool, JoinToken | None, tuple[str, ...]]:
+    """Read --join and --token.
+
+    Args:
+        join: a token, or HOST[:PORT] of a join endpoint, or None.
+        token: a token, or None.
+
+    Returns:
+        whether the host joins a cluster; with what token; where besides the token's addresses.
+
+    Raises:
+        ConfigError: they are neither.
+    """
+    if join is None:
+        if token is not None:
+            raise ConfigError("--token goes with --join HOST; or give the token as --join TOKEN")
+        return False, None, ()
+    if join.strip().startswith(PREFIX):
+        if token is not None:
+            raise ConfigError("--join has a token already; leave --token out")
+        return True, JoinToken.parse(join), ()
+    found = JoinToken.parse(token) if token is not None else None
+    return True, found, (join_address(join),)
 
 
 def choose_advertise(given: str | None, listen: tuple[str, ...], store: str | None) -> str:

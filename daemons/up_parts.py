@@ -8,19 +8,18 @@ import json
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from trimaran.client import Client, Compare, Put
-from trimaran.daemons.up_options import UpOptions, is_loopback, url_host
+from trimaran.client import Client, Compare, Put, TLSOptions
+from trimaran.daemons.up_options import UpOptions
 from trimaran.errors import StoreError, TrimaranError
 from trimaran.net.config import DEFAULT_PREFIX, parse_config
 
 if TYPE_CHECKING:
     from trimaran.daemons.netd import NetDaemon
-    from trimaran.daemons.stored import Stored
 
-PEER_PORT: Final = 2380
 JOIN_INTERVAL_S: Final = 0.25
 NET_READY_TIMEOUT_S: Final = 20.0
 FLEET_READY_TIMEOUT_S: Final = 20.0
@@ -62,6 +61,25 @@ def network_config(options: UpOptions) -> str:
 async def forever() -> None:
     """Wait for what never comes: the part does not end by itself."""
     await asyncio.get_running_loop().create_future()
+
+
+@dataclass
+class StoreAccess:
+    """How this host's own daemons reach the store; what stands here when one starts counts.
+
+    Attributes:
+        endpoints: URLs of members, the nearest first.
+        tls: certificates to show and to check.
+        follow: whether the members' URLs are endpoints too, as they change.
+    """
+
+    endpoints: tuple[str, ...]
+    tls: TLSOptions | None = None
+    follow: bool = False
+
+    def client(self, timeout_s: float = 5.0) -> Client:
+        """Make a client."""
+        return Client(list(self.endpoints), tls=self.tls, timeout_s=timeout_s)
 
 
 class DataDirPart:
@@ -116,14 +134,13 @@ class DataDirPart:
 
 
 class RemoteStorePart:
-    """A store elsewhere: that of the host to join, or an etcd that is there already."""
+    """A store that is there already: an etcd, or a Trimaran store that runs by itself."""
 
     name = "store"
 
     def __init__(self, options: UpOptions) -> None:
-        self._urls = options.store_urls
+        self._urls = options.endpoints
         self._timeout_s = options.join_timeout_s
-        self._joining = options.join is not None
 
     async def start(self) -> str:
         """Wait until it answers.
@@ -143,71 +160,16 @@ class RemoteStorePart:
                 await asyncio.sleep(JOIN_INTERVAL_S)
 
     def _explain(self, error: StoreError) -> str:
-        urls = ", ".join(self._urls)
-        if self._joining:
-            hint = "is `trimaran up --listen ADDRESS` running there, and does a firewall let us in?"
-        else:
-            hint = "is the store running there? `etcdctl endpoint health` asks it from here"
-        return f"no store answers at {urls} ({error.message}); {hint}"
+        return (
+            f"no store answers at {', '.join(self._urls)} ({error.message}); is it running there? "
+            "`etcdctl endpoint health` asks it from here"
+        )
 
     async def stop(self) -> None:
         """Leave it alone."""
 
     async def wait_failed(self) -> None:
         """The daemons ride out an absent store, so this one never counts as failed."""
-        await forever()
-
-
-class StorePart:
-    """The embedded store: one member, with its data below the data directory."""
-
-    name = "store"
-
-    def __init__(self, options: UpOptions) -> None:
-        self._options = options
-        self._store: Stored | None = None
-
-    async def start(self) -> str:
-        """Open the data and serve.
-
-        Raises:
-            StartError: an address cannot be listened on.
-            TrimaranError: the data cannot be used; the text says why.
-        """
-        from trimaran.daemons.stored import Stored
-        from trimaran.store.options import complete
-
-        options = self._options
-        for address in options.listen:
-            check_address(address, options.port)
-        is_open = any(not is_loopback(address) for address in options.listen)
-        advertised = (options.advertise,) if is_open else options.listen
-        peer_url = f"http://{url_host(options.advertise)}:{PEER_PORT}"
-        store = Stored(
-            complete(
-                {
-                    "name": options.name,
-                    "data_dir": str(options.data_dir / "store"),
-                    "listen_client_urls": self._urls(options.listen),
-                    "advertise_client_urls": self._urls(advertised),
-                    "initial_advertise_peer_urls": (peer_url,),
-                }
-            )
-        )
-        await store.start()
-        self._store = store
-        return " ".join(self._urls(options.listen))
-
-    def _urls(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(f"http://{url_host(address)}:{self._options.port}" for address in addresses)
-
-    async def stop(self) -> None:
-        """Finish what is under way and close the data."""
-        assert self._store is not None
-        await self._store.stop()
-
-    async def wait_failed(self) -> None:
-        """A store that cannot go on ends the process, so that a restart replays its log."""
         await forever()
 
 
@@ -249,8 +211,9 @@ class NetPart:
 
     name = "net"
 
-    def __init__(self, options: UpOptions) -> None:
+    def __init__(self, options: UpOptions, access: StoreAccess) -> None:
         self._options = options
+        self._access = access
         self._daemon: NetDaemon | None = None
 
     async def start(self) -> str:
@@ -265,7 +228,9 @@ class NetPart:
         wrote = await self._write_default_config()
         daemon = NetDaemon(
             NetOptions(
-                endpoints=self._options.store_urls,
+                endpoints=self._access.endpoints,
+                tls=self._access.tls,
+                follow_members=self._access.follow,
                 public_ip=ipaddress.IPv4Address(self._options.advertise),
                 state_dir=self._options.data_dir / "net",
             )
@@ -293,7 +258,7 @@ class NetPart:
         """Write the network configuration unless there is one; tell whether it was written."""
         key = f"{DEFAULT_PREFIX}/config"
         value = network_config(self._options)
-        async with Client(list(self._options.store_urls)) as client:
+        async with self._access.client() as client:
             result = await client.txn([Compare.version(key, "=", 0)], [Put(key, value)])
         return result.succeeded
 
@@ -313,8 +278,9 @@ class FleetPart:
 
     name = "fleet"
 
-    def __init__(self, options: UpOptions) -> None:
+    def __init__(self, options: UpOptions, access: StoreAccess) -> None:
         self._options = options
+        self._access = access
         self._stop = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
@@ -329,7 +295,9 @@ class FleetPart:
 
         daemon = FleetDaemon(
             FleetOptions(
-                endpoints=self._options.store_urls,
+                endpoints=self._access.endpoints,
+                tls=self._access.tls,
+                follow_members=self._access.follow,
                 public_ip=self._options.advertise,
                 metadata=self._options.metadata,
             )

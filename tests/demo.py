@@ -1,7 +1,8 @@
-"""`./run demo`: three hosts, one store, units that move, an overlay that carries packets.
+"""`./run demo`: four hosts, a store of three members, units that move, an overlay between them.
 
-Boots three test hosts (see hosts.py), each with a real systemd, runs `trimaran up` on each, and
-goes once through what Trimaran is for. Every step is checked; the exit code is 0 only if all held.
+Boots four test hosts (see hosts.py), each with a real systemd, runs `trimaran up` on each, and
+goes once through what Trimaran is for, with the power of two hosts cut on the way. Every step is
+checked; the exit code is 0 only if all held.
 """
 
 import argparse
@@ -9,10 +10,12 @@ import contextlib
 import ipaddress
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -27,9 +30,12 @@ from rich.text import Text
 from hosts import Host, HostError, Site, leftovers, why_not
 
 UNITS = Path(__file__).resolve().parent / "demo_units"
-STORE_URL = "http://10.77.0.1:2379"
+WRITER = Path(__file__).resolve().parent / "demo_writer.py"
+STORE_MEMBERS = 3
+WRITES_BEFORE_CUT = 100
 WEB_PORT = 8080
 STEP_TIMEOUT_S = 30.0
+MEMBERS_TIMEOUT_S = 60.0
 WIDTH_MIN = 120  # of the timeline, where the terminal is narrower or there is none
 BAR_WIDTH = 20
 FAILOVER_MARGIN_S = 3.0
@@ -169,6 +175,65 @@ def await_true(what: str, condition: Callable[[], bool], timeout_s: float = STEP
         time.sleep(0.1)
 
 
+def etcdctl(*arguments: str) -> tuple[str, ...]:
+    """The command line of etcdctl on a host, with what `trimaran env` says."""
+    return ("sh", "-c", f"eval $(trimaran env); etcdctl {shlex.join(arguments)}")
+
+
+class Writer:
+    """Writes keys on a host for the length of a `with` block.
+
+    Attributes:
+        acknowledged: the numbers of the writes that the store acknowledged.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._process: subprocess.Popen[str] | None = None
+        self._times_s: list[float] = []
+        self.acknowledged: list[str] = []
+
+    def __enter__(self) -> "Writer":
+        command = ("python3", WRITER)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = self._host.spawn(*command, **pipes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        output, _ = self._process.communicate(timeout=STEP_TIMEOUT_S)
+        for line in output.splitlines():
+            self._note(line)
+
+    def _note(self, line: str) -> None:
+        number, seconds = line.split()
+        self.acknowledged.append(number)
+        self._times_s.append(float(seconds))
+
+    def await_writes(self, count: int) -> None:
+        """Wait until so many more writes are acknowledged."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        wanted = len(self.acknowledged) + count
+        # A writer that is killed ends its output, and so the wait for it.
+        patience = threading.Timer(STEP_TIMEOUT_S, self._process.kill)
+        patience.start()
+        try:
+            while len(self.acknowledged) < wanted:
+                line = self._process.stdout.readline()
+                if not line:
+                    raise StepError(f"no {count} writes within {STEP_TIMEOUT_S:g} s")
+                self._note(line)
+        finally:
+            patience.cancel()
+
+    @property
+    def longest_gap_s(self) -> float:
+        """The longest time without an acknowledged write."""
+        pairs = zip(self._times_s, self._times_s[1:], strict=False)
+        return max(after - before for before, after in pairs)
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where a unit runs, as `trimaran unit list` says."""
@@ -180,7 +245,7 @@ class Placement:
 
 
 class Demo:
-    """The three hosts and what the demo does with them, in the order of the methods."""
+    """The hosts and what the demo does with them, in the order of the methods."""
 
     def __init__(self, stage: Stage, site: Site, backend: str) -> None:
         self.stage = stage
@@ -190,26 +255,35 @@ class Demo:
 
     def run(self) -> None:
         """Go through all steps; the first that does not hold ends the demo with its exception."""
-        with self.stage.step("Boot three hosts") as step:
+        with self.stage.step("Boot four hosts") as step:
             self.boot()
             step.note = "real systemd, one bridge"
         with self.stage.step("trimaran up on each") as step:
             self.bring_up()
-            step.note = "one store, three machines"
-        with self.stage.step("Write a key on one host, read it on others") as step:
+            step.note = "TLS everywhere; hosts join by token"
+        with self.stage.step("Three of them hold the store") as step:
+            self.await_members({host.name for host in self.hosts[:STORE_MEMBERS]})
+            step.note = "each learned before it got its vote"
+        with self.stage.step("Write a key here, read it there") as step:
             self.share_configuration()
             step.note = "Debian's etcdctl"
         with self.stage.step("Submit and start units") as step:
             self.start_units()
             step.note = "2 web servers, 1 beacon a machine"
         with self.stage.step("Fetch a page across the overlay") as step:
-            victim = self.choose_victim()
-            self.fetch_across(victim)
-            step.note = f"{victim.unit} runs on {victim.host.name}"
+            place = self.choose_victim()
+            self.fetch_across(place)
+            step.note = f"{place.unit} runs on {place.host.name}"
+        self.lose_unit()
+        self.lose_leader()
+
+    def lose_unit(self) -> None:
+        """Cut the power of a host that runs a unit."""
         with self.stage.step("Cut the power of that host") as step:
+            victim = self.choose_victim()
             limit_s = self.machine_ttl_s(victim.host) + FAILOVER_MARGIN_S
             cut_s = time.monotonic()
-            self.cut_power(victim)
+            self.cut_power(victim.host, f"which runs {victim.unit}")
             step.note = f"{victim.host.name} is gone"
         with self.stage.step("The unit answers elsewhere") as step:
             self.await_answer(victim, limit_s)
@@ -218,28 +292,95 @@ class Demo:
             if seconds > limit_s:
                 raise StepError(f"failover took {seconds:.1f} s, more than {limit_s:g} s")
             self.show_units()
+        with self.stage.step("Another host takes its place") as step:
+            had_member = victim.host.name in {row["name"] for row in self.members()}
+            run(self.stage, self.hosts[0], "trimaran", "machine", "forget", victim.host.name)
+            self.await_members({host.name for host in self.hosts})
+            step.note = "three members " + ("again" if had_member else "still: it had none")
+
+    def lose_leader(self) -> None:
+        """Cut the power of the host that leads the store, while somebody writes."""
+        with self.stage.step("Cut the power of the store's leader") as step:
+            leader = self.lead_apart_from_units()
+            with Writer(next(host for host in self.hosts if host is not leader)) as writer:
+                writer.await_writes(WRITES_BEFORE_CUT)
+                self.cut_power(leader, "which leads the store")
+                writer.await_writes(WRITES_BEFORE_CUT)
+            step.note = f"{leader.name}; writes waited {writer.longest_gap_s:.2f} s at most"
+        with self.stage.step("Nothing that was acknowledged is lost") as step:
+            step.note = self.check_writes(writer)
+        with self.stage.step("Units and overlay carry on") as step:
+            self.await_units(len(self.hosts))
+            webs = self.placements_of_web()
+            self.fetch_across(max(webs, key=lambda place: place.host is not self.hosts[0]))
+            step.note = "both web servers run, where they were"
+
+    def lead_apart_from_units(self) -> Host:
+        """Hand the lead to a host without a web server: what is cut then is the store's leader."""
+        busy = {place.host.name for place in self.placements_of_web()}
+        idle = next(host for host in self.hosts if host.name not in busy)
+        if self.leader() is not idle:
+            run(self.stage, self.hosts[0], "trimaran", "member", "move-leader", idle.name)
+        return idle
+
+    def placements_of_web(self) -> list[Placement]:
+        """Where the web servers run."""
+        return [place for place in self.placements() if place.unit.startswith("web@")]
 
     def boot(self) -> None:
         """Start the hosts."""
-        self.hosts = self.site.start(3)
+        self.hosts = self.site.start(4)
         for host in self.hosts:
             self.stage.say(f"{host.name}  {host.address}  machine {host.machine_id[:8]}")
 
     def bring_up(self) -> None:
-        """Install `trimaran up` as a service on every host, the first one with the store."""
+        """Install `trimaran up` as a service on every host; the first begins the cluster."""
         first, *others = self.hosts
         self.install(first, "--listen", first.address, "--backend", self.backend)
         first.run("systemctl", "start", "trimaran.service")
         self.stage.show(first, "systemctl start trimaran", self.journal(first))
+        create = ("trimaran", "token", "create", "--uses", str(len(others)))
+        token = run(self.stage, first, *create)
+        # One after the other, so that the first three get the members.
         for host in others:
-            self.install(host, "--join", first.address)
-            host.run("systemctl", "start", "--no-block", "trimaran.service")
-        for host in others:
-            # A second start waits for the first, as the service tells systemd when it is ready.
+            self.install(host, "--join", token)
             host.run("systemctl", "start", "trimaran.service")
             self.stage.show(host, "systemctl start trimaran", self.journal(host))
-        await_true("three machines registered", lambda: len(self.machines()) == 3)
+        await_true("four machines registered", lambda: len(self.machines()) == len(self.hosts))
         run(self.stage, self.hosts[1], "trimaran", "machine", "list")
+
+    def members(self) -> list[dict[str, object]]:
+        """The rows of `trimaran member status`."""
+        output = self.hosts[-1].ask("trimaran", "member", "status", "-o", "json")
+        rows: list[dict[str, object]] = json.loads(output or "[]")
+        return rows
+
+    def await_members(self, names: set[str]) -> None:
+        """Wait until these hosts, and no others, have members that vote and are healthy."""
+
+        def settled() -> bool:
+            rows = self.members()
+            voters = {row["name"] for row in rows if row["role"] in ("leader", "follower")}
+            return voters == names and all(row["health"] == "healthy" for row in rows)
+
+        await_true(f"members on {', '.join(sorted(names))}", settled, MEMBERS_TIMEOUT_S)
+        run(self.stage, self.hosts[-1], "trimaran", "member", "status")
+
+    def leader(self) -> Host:
+        """The host whose member leads."""
+        name = next(row["name"] for row in self.members() if row["role"] == "leader")
+        return next(host for host in self.hosts if host.name == name)
+
+    def check_writes(self, writer: "Writer") -> str:
+        """Check that every acknowledged write can be read on every host."""
+        for host in self.hosts:
+            found = set(host.run("python3", WRITER, "read").stdout.split())
+            lost = [number for number in writer.acknowledged if number not in found]
+            if lost:
+                raise StepError(f"{host.name} has not {len(lost)} writes, as number {lost[0]}")
+        count = len(writer.acknowledged)
+        self.stage.say(f"{count} acknowledged writes are read back on every host")
+        return f"{count} writes, all there"
 
     def install(self, host: Host, *options: str) -> None:
         """Write the service of `trimaran up` with some options."""
@@ -262,12 +403,12 @@ class Demo:
 
     def share_configuration(self) -> None:
         """Put a key with etcdctl on one host and read it on another, and with our own command."""
-        first, second, third = self.hosts
+        first, second, third, *_ = self.hosts
         value = "blue"
-        run(self.stage, first, "etcdctl", "put", "/app/color", value)
-        etcdctl = ("etcdctl", f"--endpoints={STORE_URL}", "get", "/app/color", "--print-value-only")
+        run(self.stage, first, *etcdctl("put", "/app/color", value))
+        get = ("get", "/app/color", "--print-value-only")
         answers = [
-            run(self.stage, second, *etcdctl),
+            run(self.stage, second, *etcdctl(*get)),
             run(self.stage, third, "trimaran", "kv", "get", "/app/color"),
         ]
         if answers != [value, value]:
@@ -281,12 +422,17 @@ class Demo:
         units = ("web@1.service", "web@2.service", "beacon.service")
         run(self.stage, second, "trimaran", "unit", "start", *units)
 
+        self.await_units(len(self.hosts))
+
+    def await_units(self, machines: int) -> None:
+        """Wait until two web servers run, and a beacon on every machine."""
+        wanted = ["beacon.service"] * machines + ["web@1.service", "web@2.service"]
+
         def all_run() -> bool:
             running = [place for place in self.placements() if place.sub == "running"]
-            names = sorted(place.unit for place in running)
-            return names == ["beacon.service"] * 3 + ["web@1.service", "web@2.service"]
+            return sorted(place.unit for place in running) == wanted
 
-        await_true("two web servers and three beacons run", all_run)
+        await_true(f"two web servers and {machines} beacons run", all_run)
         self.show_units()
         hosts = [place.host.name for place in self.placements() if place.unit.startswith("web@")]
         if len(set(hosts)) != 2:
@@ -308,10 +454,19 @@ class Demo:
         run(self.stage, self.hosts[0], "trimaran", "unit", "list")
 
     def choose_victim(self) -> Placement:
-        """A web server that is not on the host with the store."""
-        places = self.placements()
-        webs = [place for place in places if place.unit.startswith("web@")]
-        return next(place for place in webs if place.host is not self.hosts[0])
+        """A web server whose host leads neither the store nor the fleet."""
+        record = self.hosts[0].run("trimaran", "kv", "get", "/trimaran/fleet/leader").stdout
+        engine = json.loads(record)["machineID"]
+        leader = self.leader()
+        free = [
+            place
+            for place in self.placements_of_web()
+            if place.host.machine_id != engine and place.host is not self.hosts[0]
+        ]
+        has_member = {row["name"] for row in self.members()}
+        return min(
+            free, key=lambda place: (place.host is leader, place.host.name not in has_member)
+        )
 
     def overlay_url(self, host: Host) -> str:
         """The address of a host's web server in the overlay."""
@@ -336,23 +491,23 @@ class Demo:
     def machine_ttl_s(self, host: Host) -> int:
         """The time to live of the lease that a host's presence in the fleet hangs on."""
         first = self.hosts[0]
-        output = first.run("etcdctl", "get", "--prefix", "/", "-w", "json").stdout
+        output = first.run(*etcdctl("get", "--prefix", "/", "-w", "json")).stdout
         for record in json.loads(output)["kvs"]:
             key = b64decode(record["key"]).decode()
             if "/machines/" in key and host.machine_id in key and record.get("lease"):
                 lease = f"{record['lease']:x}"
-                status = first.run("etcdctl", "lease", "timetolive", lease, "-w", "json").stdout
+                status = first.run(*etcdctl("lease", "timetolive", lease, "-w", "json")).stdout
                 return int(json.loads(status)["granted-ttl"])
         raise StepError(f"{host.name} has no presence on a lease in the store")
 
-    def cut_power(self, place: Placement) -> None:
+    def cut_power(self, host: Host, what: str) -> None:
         """SIGKILL every process of the host."""
-        place.host.power_off()
-        self.hosts.remove(place.host)
-        self.stage.say(f"{place.host.name}, which runs {place.unit}, has lost its power")
+        host.power_off()
+        self.hosts.remove(host)
+        self.stage.say(f"{host.name}, {what}, has lost its power")
 
     def await_answer(self, place: Placement, limit_s: float) -> None:
-        """Ask both remaining hosts for the page until one has it."""
+        """Ask the remaining hosts for the page until one has it."""
         asker = self.hosts[0]
         urls = [self.overlay_url(host) for host in self.hosts]
         wanted = place.unit.removesuffix(".service")
@@ -398,7 +553,9 @@ def interrupt(number: int, frame: object) -> None:
 
 def main() -> int:
     """Run the demo and return its exit code."""
-    parser = argparse.ArgumentParser(prog="./run demo", description="Three hosts and a power cut.")
+    parser = argparse.ArgumentParser(
+        prog="./run demo", description="Four hosts and two power cuts."
+    )
     parser.add_argument(
         "--backend", choices=["vxlan", "udp"], default="vxlan", help="of the overlay (%(default)s)"
     )

@@ -89,13 +89,15 @@ def test_every_step_holds(run: str) -> None:
     assert held == steps
     took_s, limit_s = re.findall(r"([\d.]+) s after the cut, at most ([\d.]+) s", output)[-1]
     assert float(took_s) <= float(limit_s)
+    assert re.search(r"\d{3,} writes, all there", output)
 
 
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
-        (signal.SIGINT, "Boot three hosts"),
+        (signal.SIGINT, "Boot four hosts"),
         (signal.SIGINT, "trimaran unit start"),
+        (signal.SIGINT, "has lost its power"),
         (signal.SIGTERM, "systemctl start trimaran"),
     ],
 )

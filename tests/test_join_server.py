@@ -20,16 +20,19 @@ from etcd_server import StoreServer, free_port
 from trimaran.client import Client
 from trimaran.daemons.up_authority import covers, host_id_of, is_signed_by
 from trimaran.daemons.up_enroll import Endpoint, JoinClient, JoinUnavailableError
+from trimaran.daemons.up_hosts import forget_host, revoked_serials
 from trimaran.daemons.up_identity import ClusterFiles, names_of
 from trimaran.daemons.up_join_server import JoinServer, Nonces
 from trimaran.daemons.up_tokens import create_token, list_tokens, revoke_token
 from trimaran.errors import ConfigError, JoinRefusedError
 from trimaran.up.records import (
+    CERTIFICATES,
     HOSTS,
     PREFIX,
     SETTINGS_KEY,
     ClusterSettings,
     HostRecord,
+    alive_key,
     host_key,
     token_key,
 )
@@ -90,9 +93,12 @@ class Cluster:
         return files
 
     async def stored(self) -> dict[bytes, bytes]:
-        """All the store holds of the cluster."""
+        """All the store holds of the cluster but the list of certificates."""
         listed = await self.client.get(PREFIX, prefix=True)
-        return {pair.key: pair.value for pair in listed.kvs}
+        certificates = CERTIFICATES.encode()
+        return {
+            pair.key: pair.value for pair in listed.kvs if not pair.key.startswith(certificates)
+        }
 
     async def refused(self, reason: str, attempt: Callable[[], Awaitable[Any]]) -> None:
         """Check that an attempt is refused for a reason, counted, and changes nothing."""
@@ -432,6 +438,30 @@ def test_a_host_cannot_renew_as_another_one(store: str, tmp_path: Path) -> None:
         await one.refused("taken", lambda: join.renew(named))
         await one.client.delete(host_key(files.host().id))
         await one.refused("forgotten", lambda: join.renew(files.host()))
+
+    with_cluster(store, tmp_path, work)
+
+
+def test_a_forgotten_host_is_revoked_and_its_name_is_free(store: str, tmp_path: Path) -> None:
+    async def work(one: Cluster) -> None:
+        files = await one.join(await one.token(), "lost")
+        serial = files.certificate().serial_number
+        assert await revoked_serials(one.client) == ()
+        await one.client.put(alive_key(files.host().id), "lost")
+        with pytest.raises(ConfigError, match="runs on lost"):
+            await forget_host(one.client, "lost")
+        await one.client.delete(alive_key(files.host().id))
+        forgotten = await forget_host(one.client, "lost")
+        assert forgotten.id == files.host().id
+        assert await revoked_serials(one.client) == (serial,)
+        one.files.revoke((serial,), NOW)
+        crl = x509.load_pem_x509_crl(one.files.revoked_file.read_bytes())
+        assert crl.get_revoked_certificate_by_serial_number(serial) is not None
+        assert crl.issuer == one.files.authority_certificate().subject
+        join = JoinClient(files, [one.address])
+        await one.refused("forgotten", lambda: join.renew(files.host()))
+        again = await one.join(await one.token(), "lost")
+        assert again.host().id != files.host().id
 
     with_cluster(store, tmp_path, work)
 

@@ -19,8 +19,17 @@ from conftest import HostStarter
 from etcd_server import free_port
 from hosts import Host, HostError, why_not
 from trimaran.daemons import up
-from trimaran.daemons.up_options import choose_advertise, choose_listen, normal_url
+from trimaran.daemons.up_options import (
+    choose_advertise,
+    choose_listen,
+    join_address,
+    normal_url,
+    read_join,
+)
+from trimaran.daemons.up_parts import StoreAccess
 from trimaran.errors import ConfigError
+from trimaran.up.records import ClusterSettings
+from trimaran.up.token import JoinToken
 
 TRIMARAN = str(Path(sys.executable).parent / "trimaran")
 UNITS = sorted(path.name for path in up.UNIT_FILE.parent.glob("*.service"))
@@ -68,6 +77,19 @@ def test_the_advertised_address_is_the_one_others_reach() -> None:
         choose_advertise("here", (), None)
 
 
+def test_what_to_join_is_read() -> None:
+    token = JoinToken(("10.0.0.1:2382",), bytes(32), bytes(32), 1)
+    text = token.encode()
+    assert read_join(None, None) == (False, None, ())
+    assert read_join(text, None) == (True, token, ())
+    assert read_join("10.0.0.2", text) == (True, token, ("10.0.0.2:2382",))
+    assert read_join("[fd00::1]:5", None) == (True, None, ("[fd00::1]:5",))
+    for join, given in ((None, text), (text, text), ("10.0.0.1", "x"), ("a/b", text)):
+        with pytest.raises(ConfigError):
+            read_join(join, given)
+    assert join_address("host") == "host:2382"
+
+
 class FakePart:
     """A part that writes down what is asked of it."""
 
@@ -99,7 +121,8 @@ def run_with(
     async def run() -> None:
         error = ConfigError("no second") if start_error else None
         parts = [FakePart("first", calls), FakePart("second", calls, error)]
-        monkeypatch.setattr(up, "make_parts", lambda options: parts)
+        access = StoreAccess(("http://127.0.0.1:1",))
+        monkeypatch.setattr(up, "make_parts", lambda options: (access, parts))
         if fail_later:
             parts[0].failure.set_exception(ConfigError("first broke"))
         await up.run_host(options)
@@ -109,10 +132,15 @@ def run_with(
         data_dir=tmp_path,
         listen=("127.0.0.1",),
         port=1,
+        peer_port=2,
+        join_port=3,
         advertise="127.0.0.1",
-        join=None,
+        joins=False,
+        token=None,
+        join=(),
         endpoints=(),
         join_timeout_s=1,
+        settings=ClusterSettings(),
         metadata={},
         fleet=False,
         net=False,
@@ -230,20 +258,41 @@ def test_a_data_directory_has_one_user(tmp_path: Path, data_dir: Path, store_end
     assert again.finish(signal.SIGTERM)[0] == 0
 
 
-def test_a_store_that_never_answers_is_given_up(tmp_path: Path, data_dir: Path) -> None:
-    port = str(free_port())
-    options = ("--data-dir", str(data_dir), "--join", f"127.0.0.1:{port}", "--join-timeout", "0.1")
+def token_for(*ports: int) -> str:
+    """A token of nobody that leads to ports of this machine."""
+    addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+    return JoinToken(addresses, bytes(32), bytes(32), 2**32 - 1).encode()
+
+
+def test_a_cluster_that_never_answers_is_given_up(tmp_path: Path, data_dir: Path) -> None:
+    port = free_port()
+    options = ("--data-dir", str(data_dir), "--join", token_for(port), "--join-timeout", "0.1")
     code, _, errors = Up(tmp_path, *options).finish()
     assert code == 1
-    assert f"no store answers at http://127.0.0.1:{port}" in errors
-    assert "trimaran up --listen" in errors
+    assert f"no host of the cluster answers at 127.0.0.1:{port}" in errors
+    assert "is `trimaran up` running there" in errors
     assert "Traceback" not in errors
 
 
-def test_ctrl_c_ends_the_wait_for_a_store(tmp_path: Path, data_dir: Path) -> None:
-    port = str(free_port())
-    host = Up(tmp_path, "--data-dir", str(data_dir), "--join", f"127.0.0.1:{port}")
-    host.await_notice("STATUS=starting store")
+def test_a_store_that_never_answers_is_given_up(tmp_path: Path, data_dir: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    options = ("--data-dir", str(data_dir), "--endpoints", url, "--join-timeout", "0.1")
+    code, _, errors = Up(tmp_path, *options).finish()
+    assert code == 1
+    assert f"no store answers at {url}" in errors
+    assert "Traceback" not in errors
+
+
+def test_without_a_token_no_host_joins(tmp_path: Path, data_dir: Path) -> None:
+    options = ("--data-dir", str(data_dir), "--join", "127.0.0.1", "--advertise", "127.0.0.1")
+    code, _, errors = Up(tmp_path, *options).finish()
+    assert code == 1
+    assert "trimaran token create" in errors
+
+
+def test_ctrl_c_ends_the_wait_for_a_cluster(tmp_path: Path, data_dir: Path) -> None:
+    host = Up(tmp_path, "--data-dir", str(data_dir), "--join", token_for(free_port()))
+    host.await_notice("STATUS=starting cluster")
     code, output, _ = host.finish(signal.SIGINT)
     assert code == 130
     assert output.splitlines()[-1] == "data: stopped"
@@ -294,7 +343,13 @@ def test_the_printed_service_runs_this_command_line() -> None:
         (["up", "--name", ""], "'--name': the value is empty"),
         (["up", "--data-dir", ""], "'--data-dir': the value is empty"),
         (["up", "--listen", "eth0"], "'eth0' is not an IP address"),
-        (["up", "--join", "ftp://x"], "'ftp://x' names no store"),
+        (["up", "--join", "http://x"], "'http://x' names no host"),
+        (["up", "--join", "trimaran1_abc"], "the join token is damaged"),
+        (["up", "--join", "a", "--token", "b"], "this is no join token"),
+        (["up", "--token", "b"], "--token goes with --join"),
+        (["up", "--endpoints", "http://a:1", "--listen", "10.0.0.1"], "leave it out"),
+        (["up", "--advertise", "127.0.0.1", "--store-members", "10"], "--store-members"),
+        (["up", "--advertise", "127.0.0.1", "--certificate-lifetime", "1"], "last 20 s or more"),
         (["up", "--join", "a", "--endpoints", "b"], "not both"),
         (["up", "--advertise", "127.0.0.1", "--metadata", "x"], "'x' is not of the form"),
         (["--endpoints", "http://a:1", "up"], "trimaran up --endpoints URL"),
@@ -427,11 +482,15 @@ def await_output(host: Host, wanted: str, *command: str) -> str:
 @pytest.mark.parametrize("backend", ["vxlan", "udp"])
 def test_a_host_that_comes_first_waits_for_the_store(hosts: HostStarter, backend: str) -> None:
     first, second = hosts(2)
-    unit = second.run("trimaran", "up", "--join", first.address, "--print-unit").stdout
+    assert "ready" in start(first, "--listen", first.address, "--backend", backend)
+    token = first.ask("trimaran", "token", "create")
+    first.run("systemctl", "stop", "trimaran")
+    unit = second.run("trimaran", "up", "--join", token, "--print-unit").stdout
     second.write_unit("trimaran.service", unit)
     second.run("systemctl", "start", "--no-block", "trimaran")
-    await_output(second, "starting store", "systemctl", "show", "--property=StatusText", "trimaran")
-    assert "ready" in start(first, "--listen", first.address, "--backend", backend)
+    status = ("systemctl", "show", "--property=StatusText", "trimaran")
+    await_output(second, "starting cluster", *status)
+    first.run("systemctl", "start", "trimaran")
     await_output(second, "active", "systemctl", "is-active", "trimaran")
     assert f"({backend})" in log_of(second)
     subnet = second.ask("sh", "-c", ". /run/flannel/subnet.env; echo $FLANNEL_SUBNET")
@@ -447,7 +506,7 @@ def test_a_killed_host_daemon_comes_back_and_units_do_not_notice(hosts: HostStar
     text = first.run("trimaran", "up", "--listen", first.address, "--print-unit").stdout
     first.write_unit("trimaran.service", text)
     first.run("systemctl", "start", "trimaran")
-    start(second, "--join", first.address)
+    start(second, "--join", first.ask("trimaran", "token", "create"))
     first.run("trimaran", "kv", "put", "/kept", "yes")
     second.path("/tmp/hello@.service").write_text(
         "[Service]\nExecStart=sleep 1000\n[X-Fleet]\nConflicts=hello@*.service\n"

@@ -100,6 +100,15 @@ def stream_error(error: BaseException) -> StoreError:
     return StoreUnavailableError(StatusCode.UNAVAILABLE, text)
 
 
+def is_cancelled() -> bool:
+    """Tell whether somebody cancels this task, as against gRPC that cancels a call in it.
+
+    gRPC raises CancelledError for both: a channel that is closed cancels what runs on it.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class Caller:
     """Sends requests to whichever endpoint answers; the base of `Client`.
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Final
 
 from trimaran.client import results
 from trimaran.client.calls import STREAM_ERRORS, Caller, stream_error
@@ -12,6 +13,8 @@ from trimaran.errors import StoreError
 from trimaran.wire import etcd_pb2 as pb
 
 log = logging.getLogger("trimaran.client")
+# How often daemons look who the members are.
+FOLLOW_INTERVAL_S: Final = 10.0
 
 
 class ClusterCalls(Caller):

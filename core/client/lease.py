@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 import grpc
 import grpc.aio
 
-from trimaran.client.calls import STREAM_ERRORS, Caller, stream_error
+from trimaran.client.calls import STREAM_ERRORS, Caller, is_cancelled, stream_error
 from trimaran.client.results import Lease, LeaseStatus
 from trimaran.errors import StoreError
 from trimaran.wire import etcd_pb2 as pb
@@ -155,6 +155,9 @@ class KeepAlive:
                 return
             except STREAM_ERRORS as error:
                 self.error = stream_error(error)
+            except asyncio.CancelledError:
+                if is_cancelled() or not self._caller.pool.is_retired(target):
+                    raise
             finally:
                 stream.cancel()
             if self._caller.is_token_stale(self.error):

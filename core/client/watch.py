@@ -13,6 +13,7 @@ import grpc.aio
 from trimaran.client.calls import (
     STREAM_ERRORS,
     Caller,
+    is_cancelled,
     store_error,
     stream_error,
 )
@@ -189,8 +190,10 @@ class Watcher:
             return
         except STREAM_ERRORS as error:
             self.error = stream_error(error)
-            if self._caller.pool.is_retired(target):
-                self.error = StoreUnavailableError(StatusCode.UNAVAILABLE, "no endpoint any more")
+        except asyncio.CancelledError:
+            if is_cancelled() or not self._caller.pool.is_retired(target):
+                raise
+            self.error = StoreUnavailableError(StatusCode.UNAVAILABLE, "no endpoint any more")
         except StoreError as error:
             self.error = error
         finally:

@@ -194,11 +194,8 @@ def _away(now: _Situation) -> Wait:
         host = now.host_of(member)
         if host and not host.alive and not member.healthy:
             limit_s = now.settings.replace_after_s
-            left_s = max(0.0, limit_s - host.absent_s)
-            then = (
-                f"another host takes its place in {left_s:.0f} s" if limit_s else "waiting for it"
-            )
-            return Wait(f"{member.name} is away: {then}")
+            then = f", and replaced after {limit_s:g} s" if limit_s else ""
+            return Wait(f"{member.name} is away: it is waited for{then}")
     return Wait()
 
 

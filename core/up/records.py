@@ -4,6 +4,9 @@
 /trimaran/cluster/hosts/ID      HostRecord, from joining until the host is forgotten
 /trimaran/cluster/alive/ID      the host's name, on a lease that its daemon keeps
 /trimaran/cluster/tokens/ID     TokenRecord
+/trimaran/cluster/certificates/HOST/SERIAL   when a certificate ends, in seconds since 1970
+/trimaran/cluster/revoked/SERIAL             the same, of one that counts no more
+/trimaran/cluster/plan          what is done next about the members, in words
 """
 
 import ipaddress
@@ -21,6 +24,8 @@ SETTINGS_KEY: Final = PREFIX + "settings"
 HOSTS: Final = PREFIX + "hosts/"
 ALIVE: Final = PREFIX + "alive/"
 TOKENS: Final = PREFIX + "tokens/"
+CERTIFICATES: Final = PREFIX + "certificates/"
+REVOKED: Final = PREFIX + "revoked/"
 PLAN_KEY: Final = PREFIX + "plan"
 
 STORE_MEMBERS_DEFAULT: Final = 3
@@ -41,6 +46,21 @@ def host_key(host_id: str) -> str:
 def alive_key(host_id: str) -> str:
     """The key that is there as long as a host's daemon runs."""
     return ALIVE + host_id
+
+
+def certificate_key(host_id: str, serial: int) -> str:
+    """The key under which a host's certificate is remembered for as long as it is good."""
+    return f"{CERTIFICATES}{host_id}/{serial:x}"
+
+
+def serials_of(keys: Iterable[bytes]) -> tuple[int, ...]:
+    """The serial numbers in keys of certificates; what is none is left out."""
+    found = set()
+    for key in keys:
+        text = key.decode("ascii", "replace").rpartition("/")[2]
+        if re.fullmatch(r"[0-9a-f]{1,40}", text):
+            found.add(int(text, 16))
+    return tuple(sorted(found))
 
 
 def token_key(token_id: str) -> str:
