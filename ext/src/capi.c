@@ -15,6 +15,7 @@ const trimaran_raftlog_api trimaran_raftlog_table = {
     .settle = trimaran_raftlog_settle,
     .status_get = trimaran_raftlog_status_get,
     .open_error = trimaran_raftlog_open_error,
+    .reset = trimaran_raftlog_reset,
 };
 
 const trimaran_watchindex_api trimaran_watchindex_table = {

@@ -40,6 +40,8 @@ typedef struct trimaran_raftlog_api {
     int (*settle)(trimaran_raftlog *log);
     void (*status_get)(trimaran_raftlog *log, trimaran_raftlog_status *out);
     const char *(*open_error)(void);
+    int (*reset)(trimaran_raftlog *log, const trimaran_hard_state *hard_state, uint64_t index,
+                 uint64_t term);
 } trimaran_raftlog_api;
 
 /* See watchindex.h. */
