@@ -70,8 +70,12 @@ class Planner:
         own = self._state.store.identity.member_id
         members = [member_view(one, states.get(one.id), states.get(own)) for one in listed]
         step = next_step(settings, members, views, own)
-        await self._tell(step)
-        await self._do(step)
+        text = str(step)
+        try:
+            await self._do(step)
+        except StoreError as error:
+            text += f" (not yet: {error.message})"
+        await self._tell(text)
 
     def _host_views(self, hosts: list[HostRecord], alive: set[str]) -> list[HostView]:
         now_s = time.monotonic()
@@ -101,9 +105,8 @@ class Planner:
                 continue
         return None
 
-    async def _tell(self, step: Step) -> None:
-        """Write the step down where it is another one than before."""
-        text = str(step)
+    async def _tell(self, text: str) -> None:
+        """Write down what is done where it is something else than before."""
         if text != self._told:
             self._told = text
             if text:

@@ -19,7 +19,9 @@ def await_true(host: Host, what: str, condition: Callable[[], bool]) -> None:
     """Ask until a condition holds."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, (what, log_of(host), status(host))
+        if time.monotonic() > deadline:
+            print(log_of(host))
+            raise AssertionError(what, status(host))
         time.sleep(0.2)
 
 

@@ -85,7 +85,17 @@ SITUATIONS = {
     "away for long": (
         [member(1), member(2), member(3, healthy=False)],
         [host(1), host(2), host(3, LONG_S), host(4)],
+        "remove host3",
+    ),
+    "and then": (
+        [member(1), member(2)],
+        [host(1), host(2), host(3, LONG_S), host(4)],
         "add host4",
+    ),
+    "one too many, and one is away": (
+        [member(1), member(2), member(3), member(4, healthy=False)],
+        [host(1), host(2), host(3), host(4, 1), host(5)],
+        "remove host4",
     ),
     "nobody to take its place": (
         [member(1), member(2), member(3, healthy=False)],
@@ -206,6 +216,7 @@ class Model:
             assert had_majority
         if isinstance(step, AddLearner):
             assert not self.learners
+            assert self.voters <= self.alive, "the store would refuse it"
             self.learners.add(int(step.host.id, 16))
         elif isinstance(step, Promote):
             assert step.member.id in self.learners & self.alive

@@ -175,14 +175,15 @@ def next_step(
         return Wait("waiting for a majority of healthy members")
     if now.learners:
         return _with_learner(now, now.learners[0])
-    leaving = now.unwanted() or now.gone()
-    if leaving:
-        return _replace(now, leaving[0])
+    if now.unwanted():
+        return _replace(now, now.unwanted()[0])
+    if now.gone():
+        return _drop(now, now.gone()[0])
     if len(now.voters) > settings.store_members:
         return _shrink(now)
     if len(now.voters) < settings.store_members:
         if now.candidates:
-            return AddLearner(now.candidates[0])
+            return _add(now)
         have = f"{len(now.voters)} of {settings.store_members} members"
         return Wait(f"the store has {have}: waiting for further hosts")
     return _away(now)
@@ -232,16 +233,35 @@ def _with_learner(now: _Situation, learner: MemberView) -> Step:
     return Promote(learner)
 
 
+def _add(now: _Situation) -> Step:
+    """Let the first candidate learn; the store takes no new member while a voter is away."""
+    for voter in now.voters:
+        if not voter.healthy:
+            return Wait(f"waiting for {voter.name} to be well before a member is added")
+    return AddLearner(now.candidates[0])
+
+
+def _drop(now: _Situation, gone: MemberView) -> Step:
+    """A voter was away for too long: it goes, and then the host that is there gets a member.
+
+    The voters that remain bear as many losses as those before did without it.
+    """
+    if not now.candidates:
+        return Wait(f"{gone.name} is away, and no other host is there to take its place")
+    if not now.can_remove(gone):
+        return Wait(f"{gone.name} is needed for a majority: waiting for others to be healthy")
+    return Remove(gone, f"it is away; {now.candidates[0].name} takes its place")
+
+
 def _replace(now: _Situation, leaving: MemberView) -> Step:
-    """A voter shall go. Another host learns first; without one, only who shall go for sure does."""
-    if now.candidates and len(now.voters) <= now.settings.store_members:
-        return AddLearner(now.candidates[0])
+    """The host of a voter shall have none. Where another can take its place, that learns first."""
     is_surplus = len(now.voters) > now.settings.store_members
-    if is_surplus or leaving in now.unwanted():
-        if now.can_remove(leaving):
-            return Remove(leaving, "its host shall have none" if not is_surplus else "one less")
-        return Wait(f"{leaving.name} is needed for a majority: waiting for others to be healthy")
-    return Wait(f"{leaving.name} is away, and no other host is there to take its place")
+    all_well = all(voter.healthy for voter in now.voters)
+    if now.candidates and not is_surplus and all_well:
+        return AddLearner(now.candidates[0])
+    if now.can_remove(leaving):
+        return Remove(leaving, "its host shall have none")
+    return Wait(f"{leaving.name} is needed for a majority: waiting for others to be healthy")
 
 
 def _shrink(now: _Situation) -> Step:
