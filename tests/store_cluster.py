@@ -40,7 +40,8 @@ ELECTION_MS: Final = 1000
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 10.0
 CALL_TIMEOUT_S: Final = 5.0
-DISK_MB: Final = 384
+# Room for what repeated rounds write; it is memory only where it is used.
+DISK_MB: Final = 1024
 CLIENT_PORT: Final = 2379
 PEER_PORT: Final = 2380
 CUT: Final = 1000
