@@ -444,6 +444,11 @@ def refuse_options_before(context: click.Context) -> None:
     metavar="SECONDS",
     help="How long to wait for a cluster or store elsewhere.",
 )
+@click.option(
+    "--force-new-cluster",
+    is_flag=True,
+    help="After most members were lost for good: make this host's data the store, once.",
+)
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="What units may ask for.")
 @click.option("--fleet/--no-fleet", default=True, help="Run units here.")
 @click.option("--net/--no-net", default=True, help="Take part in the overlay network.")

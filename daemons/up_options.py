@@ -34,6 +34,7 @@ class UpOptions:
         endpoints: URLs of a store that is not of this cluster, or empty.
         join_timeout_s: how long to wait for a cluster or store elsewhere.
         settings: of a cluster that this host begins.
+        force_new_cluster: make this host's data a store of its own, without the other members.
         metadata: what this machine tells units about itself.
         fleet: whether to run units.
         net: whether to take part in the overlay network.
@@ -54,6 +55,7 @@ class UpOptions:
     endpoints: tuple[str, ...]
     join_timeout_s: float
     settings: ClusterSettings
+    force_new_cluster: bool
     metadata: dict[str, str]
     fleet: bool
     net: bool

@@ -42,6 +42,10 @@ class StorePart:
             TrimaranError: the data cannot be used; the text says why.
         """
         state = self._state
+        if state.options.force_new_cluster and not state.has_data:
+            raise StartError(
+                f"--force-new-cluster needs the data of a member, and {state.store_folder} has none"
+            )
         if state.has_data or state.founding_file.exists():
             try:
                 await start_member(state, {})
@@ -214,6 +218,7 @@ def member_options(state: HostState) -> dict[str, object]:
     trusted = {"trusted_ca_file": str(files.authority_file), "client_cert_auth": True}
     return {
         "name": host.name,
+        "force_new_cluster": options.force_new_cluster,
         "data_dir": str(state.store_folder),
         "listen_client_urls": options.listen_urls(options.port),
         "advertise_client_urls": (host.client_url,),

@@ -141,6 +141,7 @@ def run_with(
         endpoints=(),
         join_timeout_s=1,
         settings=ClusterSettings(),
+        force_new_cluster=False,
         metadata={},
         fleet=False,
         net=False,

@@ -150,6 +150,32 @@ def test_a_store_that_was_lost_is_filled_again(hosts: HostStarter) -> None:
     assert after["host1"] == before["host1"]
 
 
+def test_one_disk_is_enough_to_begin_again(hosts: HostStarter) -> None:
+    machines = hosts(3)
+    begin(machines)
+    first, second, third = machines
+    await_voters(first, "host1", "host2", "host3")
+    put(first, "/kept", "yes")
+    await_true(third, "caught up", lambda: get(third, "/kept") == "yes")
+    first.power_off()
+    second.run("systemctl", "stop", "trimaran")
+    third.run("systemctl", "stop", "trimaran")
+    unit = third.path("/etc/systemd/system/trimaran.service").read_text()
+    forced = unit.replace("trimaran up", "trimaran up --force-new-cluster")
+    third.write_unit("trimaran.service", forced)
+    third.run("systemctl", "start", "trimaran")
+    await_true(third, "alone", lambda: voters(third) == {"host3"})
+    third.write_unit("trimaran.service", unit)
+    third.run("systemctl", "restart", "trimaran")
+    assert get(third, "/kept") == "yes"
+    await_true(third, "forgotten", lambda: forgets(third, "host1"))
+    # Who comes back is no member any more, and gets a new one where that makes sense.
+    second.run("systemctl", "start", "--no-block", "trimaran")
+    await_true(second, "data aside", lambda: "store.removed" in folders(second))
+    await_true(third, "host2 again", lambda: "host2" in {row["name"] for row in status(third)})
+    assert get(second, "/kept") == "yes"
+
+
 def test_strangers_stay_out(hosts: HostStarter, tmp_path: Path) -> None:
     first, second, third = hosts(3)
     token = begin([first, second])

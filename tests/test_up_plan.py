@@ -127,6 +127,16 @@ SITUATIONS = {
         [host(1), host(2, LONG_S)],
         "remove host2",
     ),
+    "it waits a while": (
+        [member(1), learner(2, healthy=False)],
+        [host(1), host(2, 30)],
+        "wait",
+    ),
+    "but not where another could have it": (
+        [member(1), learner(2, healthy=False)],
+        [host(1), host(2, 30), host(3)],
+        "remove host2",
+    ),
     "no majority": (
         [member(1), member(2, healthy=False), member(3, healthy=False)],
         [host(1), host(2, LONG_S), host(3, LONG_S), host(4)],

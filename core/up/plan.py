@@ -12,8 +12,10 @@ from typing import Final, TypeAlias
 
 from trimaran.up.records import ClusterSettings, HostRecord
 
-# A learner whose host is away this long is given up; it had no vote.
+# A learner whose host is away this long is given up, as it had no vote: sooner where another host
+# could have one.
 LEARNER_PATIENCE_S: Final = 300.0
+LEARNER_PATIENCE_SHORT_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,8 @@ def _with_learner(now: _Situation, learner: MemberView) -> Step:
         return Wait(f"{name} learns and is of no host of this cluster: promote or remove it")
     if not host.record.store:
         return Remove(learner, "its host shall have none")
-    if host.absent_s > LEARNER_PATIENCE_S:
+    patience_s = LEARNER_PATIENCE_SHORT_S if now.candidates else LEARNER_PATIENCE_S
+    if host.absent_s > patience_s and not learner.healthy:
         return Remove(learner, "its host is away")
     leaving = now.unwanted() or now.gone()
     votes = len(now.voters)
