@@ -61,11 +61,10 @@ def growing(site: MemberSite) -> Iterator[None]:
         "member update {m1} --peer-urls={local:m1}",
         "member list",
         "member update {m1} --peer-urls={peer:m1}",
-        # Connections count when they have lasted for some seconds.
-        "member add m2 --peer-urls={peer:m2} --learner",
     ):
         site.run(line)
     yield
+    # Connections count when they have lasted for some seconds: until then both refuse.
     add = "member add m2 --peer-urls={peer:m2} --learner -w json"
     site.run_until(add, '"isLearner": true', at="m1")
     for line in (
