@@ -39,7 +39,7 @@ from trimaran.errors import StoreError
 from trimaran.wire import etcd_pb2 as pb
 
 VALUE_BYTES = 256
-RUN_TIMEOUT_S = 120.0
+RUN_TIMEOUT_S = 600.0
 LEADER_TIMEOUT_S = 30.0
 DEATH_TIMEOUT_S = 20.0
 DEATH_PROBE_S = 0.02
