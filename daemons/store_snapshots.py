@@ -36,6 +36,7 @@ BYTES_PER_S_MAX: Final = 64 * 1024**2
 # Reading a chunk may take this share of the time, so that a sender has a core left to serve.
 BUSY_SHARE: Final = 0.25
 ATTEMPTS: Final = 5
+OPEN_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 60.0
 RETRY_S: Final = 0.5
 
@@ -212,8 +213,13 @@ class StoreSnapshots:
 
     async def _receive(self, stream: PeerStream) -> None:
         try:
+            # Before its turn comes: who opens a stream and says nothing holds nobody up.
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                frame = await stream.receive()
+            if frame is None:
+                return
             async with self._receiving:
-                await self._receive_alone(stream)
+                await self._receive_alone(stream, *frame)
             self.counts.received += 1
         except (OSError, CorruptionError, ProtocolError, TimeoutError) as error:
             self.counts.receive_failures += 1
@@ -221,11 +227,7 @@ class StoreSnapshots:
         finally:
             stream.close()
 
-    async def _receive_alone(self, stream: PeerStream) -> None:
-        frame = await stream.receive()
-        if frame is None:
-            return
-        kind, body = frame
+    async def _receive_alone(self, stream: PeerStream, kind: int, body: bytes) -> None:
         if kind != OPEN or len(body) != _OPEN.size:
             raise ProtocolError(f"a frame of kind {kind} where a snapshot should begin")
         number, term, index = _OPEN.unpack(body)

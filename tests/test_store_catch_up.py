@@ -1,9 +1,13 @@
 """A member that the others' log no longer reaches gets the state itself."""
 
+import queue
+
+import grpc
 import pytest
 
 from store_cluster import Cluster, Member, why_not
 from trimaran.wire import etcd_pb2 as pb
+from trimaran.wire.methods import METHODS
 
 KIND = "trimaran"
 KEYS = 1500
@@ -47,3 +51,33 @@ def test_a_member_far_behind_takes_over_the_state(cluster: Cluster) -> None:
     assert hash_of(behind, revision) == hash_of(leader, revision) == hash_of(other, revision)
     assert "took over the state" in behind.log_tail(100_000)
     put(behind, 1)
+
+
+def test_watchers_miss_nothing_when_the_state_is_replaced(cluster: Cluster) -> None:
+    leader = cluster.leader()
+    behind = cluster.followers(leader)[0]
+    put(leader, 0)
+    method = METHODS["/etcdserverpb.Watch/Watch"]
+    with grpc.insecure_channel(behind.address) as channel:
+        create = pb.WatchCreateRequest(key=b"key", range_end=b"kez", start_revision=2)
+        requests: queue.SimpleQueue[pb.WatchRequest] = queue.SimpleQueue()
+        requests.put(pb.WatchRequest(create_request=create))
+        stream = channel.stream_stream(
+            method.path, pb.WatchRequest.SerializeToString, method.response.FromString
+        )(iter(requests.get, None), timeout=60)
+        seen: list[int] = []
+        answers = iter(stream)
+        while not seen:
+            seen += [event.kv.mod_revision for event in next(answers).events]
+        behind.pause()
+        for number in range(1, KEYS):
+            put(leader, number)
+        behind.resume()
+        last = leader.status().header.revision
+        while seen[-1] < last:
+            answer = next(answers)
+            assert not answer.canceled, answer
+            seen += [event.kv.mod_revision for event in answer.events]
+        stream.cancel()
+    assert seen == list(range(2, last + 1))
+    assert "took over the state" in behind.log_tail(100_000)

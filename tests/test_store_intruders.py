@@ -3,6 +3,7 @@
 import asyncio
 import re
 import ssl
+import struct
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -124,18 +125,15 @@ def metrics(server: StoreServer) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"^([^# ]\S*) (\S+)$", text, re.M)}
 
 
-async def truth(cluster: Cluster) -> object:
-    """What no intruder may change."""
+async def truth(cluster: Cluster) -> tuple[object, ...]:
+    """What no intruder may change: members, terms and leader, and a key."""
     async with cluster.client() as client:
+        members = sorted((m.id, m.name, m.peer_urls) for m in await client.members())
         kept = await client.get_one("key")
         assert kept is not None
         status = [await client.status(server.endpoint) for server in cluster.servers]
-        return (
-            kept.value,
-            kept.mod_revision,
-            {one.raft_term for one in status},
-            {one.leader for one in status},
-        )
+        led = ({one.raft_term for one in status}, {one.leader for one in status})
+        return (members, led), kept.value, kept.mod_revision
 
 
 async def identity(cluster: Cluster, server: StoreServer) -> tuple[int, int]:
@@ -323,6 +321,30 @@ def test_much_memory_is_not_had_for_a_size(cluster: Cluster) -> None:
     run(main())
 
 
+def test_a_snapshot_that_is_none_is_not_taken(cluster: Cluster) -> None:
+    target = cluster.target
+    context = context_of(cluster, cluster.own)
+    cluster_id, member_id = run(identity(cluster, target))
+    greeting = Hello(cluster_id, 77, member_id, Purpose.SNAPSHOT, VERSION).encode()
+    begin = encode_frame(67, struct.pack("<QQQ", 1, 99, 10**6))
+    end = encode_frame(68, struct.pack("<Q", 2**64 - 1))
+    words = (
+        begin[:-1] + b"?",
+        encode_frame(67, b""),
+        encode_frame(80, b"x"),
+        begin + encode_frame(68, bytes(8) + b"no chunk of a state" * 100) + end,
+        begin + encode_frame(68, struct.pack("<Q", 7) + bytes(100)),
+        begin + end,
+    )
+    known = run(truth(cluster))
+    for said in words:
+        frames = run(speak(target.peer_port, greeting + said, context))
+        assert frames[0][0] == HELLO
+    assert run(truth(cluster)) == known
+    run(put(cluster, "after snapshots"))
+    assert "Traceback" not in target.log_path.read_text(errors="replace")
+
+
 def test_who_says_nothing_is_let_go(cluster: Cluster) -> None:
     target = cluster.target
     counters = ['trimaran_peer_refused_total{reason="timeout"}']
@@ -351,7 +373,7 @@ def test_who_says_nothing_is_let_go(cluster: Cluster) -> None:
     run(main())
     after = metrics(target)
     assert [after[name] - before[name] for name in counters] == [11, 10]
-    assert run(truth(cluster))[0] == known[0]  # type: ignore[index]
+    assert run(truth(cluster))[0] == known[0]
 
 
 class Recorder:

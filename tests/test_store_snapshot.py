@@ -204,6 +204,8 @@ def test_a_saved_store_is_restored(filled: StoreServer, saved: Path) -> None:
         assert revision(server) == revision(filled)
         lease = pb.LeaseTimeToLiveRequest(ID=0x77, keys=True)
         assert len(call(server, "Lease/LeaseTimeToLive", lease).keys) == 59
+        members = call(server, "Cluster/MemberList", pb.MemberListRequest()).members
+        assert [member.name for member in members] == ["restored"]
         assert call(server, "KV/Put", pb.PutRequest(key=b"new")).header.revision == 63
         server.restart()
         assert len(everything(server)) == 60

@@ -90,8 +90,9 @@ void trimaran_member_drive(trimaran_member *member)
         while (trimaran_raft_has_ready(member->raft))
             handle_ready(member);
         trimaran_service_answer_reads(member->service);
-        /* A leader that has just been found gets what waits for it in the same turn. */
-    } while (trimaran_member_has_unsent(member));
+        /* What waited for a leader, or for a question to be answered before its own, goes in the
+         * same turn. */
+    } while (trimaran_member_ask_reads(member) || trimaran_member_has_unsent(member));
 }
 
 bool trimaran_member_turn(trimaran_member *member)

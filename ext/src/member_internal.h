@@ -73,7 +73,8 @@ void trimaran_member_apply(trimaran_member *member, const trimaran_raft_ready *r
 void trimaran_member_post_messages(trimaran_member *member, const trimaran_raft_ready *ready);
 /* Hand unsent proposals to the leader, and reads to raft. */
 void trimaran_member_send_proposals(trimaran_member *member);
-void trimaran_member_ask_reads(trimaran_member *member);
+/* Returns true where raft has taken a question. */
+bool trimaran_member_ask_reads(trimaran_member *member);
 /* Whether another leader or term was found since the status was taken. */
 bool trimaran_member_has_unsent(const trimaran_member *member);
 

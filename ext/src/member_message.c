@@ -125,14 +125,16 @@ void trimaran_member_send_proposals(trimaran_member *member)
     }
 }
 
-void trimaran_member_ask_reads(trimaran_member *member)
+bool trimaran_member_ask_reads(trimaran_member *member)
 {
     trimaran_readqueue *reads = trimaran_service_reads(member->service);
     if (!trimaran_readqueue_wants(reads))
-        return;
+        return false;
     uint64_t context = trimaran_readqueue_next_context(reads);
-    if (trimaran_raft_read_index(member->raft, context) == 0)
-        trimaran_readqueue_asked(reads, trimaran_service_proposals(member->service)->tick);
+    if (trimaran_raft_read_index(member->raft, context) != 0)
+        return false;
+    trimaran_readqueue_asked(reads, trimaran_service_proposals(member->service)->tick);
+    return true;
 }
 
 void trimaran_member_propose_change(trimaran_member *member, trimaran_payload *payload,
