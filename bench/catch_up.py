@@ -133,13 +133,14 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, object]:
         )
         during = []
         most_mb = [0.0, 0.0]
-        while applied(learner) < goal:
+        while not during or applied(learner) < goal:
             during.append(rate.measure())
             most_mb = list(map(max, most_mb, (memory_mb(leader), memory_mb(learner))))
             if time.monotonic() - start_s > TIMEOUT_S:
                 raise BenchError(f"not caught up in {TIMEOUT_S} s: {learner.log_tail()}")
         seconds = time.monotonic() - start_s
         after = rate.several(options.seconds)
+        most_mb = list(map(max, most_mb, (memory_mb(leader), memory_mb(learner))))
         if b"snapshot" not in leader.log_path.read_bytes().rpartition(b"serving client")[2]:
             raise BenchError("it caught up from the log, without a snapshot")
         medians = [statistics.median(rates) for rates in (before, during, after)]
