@@ -30,9 +30,10 @@ def test_a_seed_decides_everything(kind: str) -> None:
 def test_a_mutant_is_caught(name: str) -> None:
     mutant = MUTANTS[name]
     found = []
-    for verdict in run_seeds(mutant.kind, mutant.edits, 0, mutant.seeds, 2):
-        if verdict["code"] != GREEN:
-            found.append(verdict["checker"])
-        if verdict["checker" if "checker" in verdict else "seed"] in mutant.checkers:
+    for verdict in run_seeds(mutant.kind, mutant.edits, 0, mutant.seeds, 2, mutant.focus):
+        if verdict["code"] == GREEN:
+            continue
+        found.append(verdict["checker"])
+        if found[-1] in mutant.checkers:
             return
     pytest.fail(f"{mutant.rule}: not caught by {sorted(mutant.checkers)}, but by {sorted(found)}")

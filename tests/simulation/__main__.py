@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,19 @@ FAILURES_SHOWN = 10
 class Worker:
     """A process that runs every step-th seed; started again after a seed that ends it."""
 
-    def __init__(self, kind: str, edits: Sequence[Edit], seeds: range) -> None:
-        self._kind, self._edits, self._seeds = kind, edits, seeds
+    def __init__(
+        self, kind: str, edits: Sequence[Edit], focus: Mapping[str, Any], seeds: range
+    ) -> None:
+        self._kind, self._edits, self._focus, self._seeds = kind, edits, focus, seeds
         self._process: subprocess.Popen[str] | None = None
+        self._stopped = False
 
     def start(self) -> None:
         """Start, with the seeds that are left."""
         work = {
             "kind": self._kind,
             "edits": [[edit.path, edit.original, edit.replacement] for edit in self._edits],
+            "focus": dict(self._focus),
             "seeds": [self._seeds.start, self._seeds.stop, self._seeds.step],
         }
         environment = os.environ | {"PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "0"}
@@ -44,16 +48,18 @@ class Worker:
             stderr=subprocess.PIPE,
             text=True,
         )
+        if self._stopped:
+            self._process.kill()
 
     def stop(self) -> None:
         """End at once."""
+        self._stopped = True
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
 
     def verdicts(self) -> Iterator[dict[str, Any]]:
         """Give the verdict of each seed."""
-        while len(self._seeds):
+        while len(self._seeds) and not self._stopped:
             self.start()
             assert self._process is not None
             assert self._process.stdout is not None
@@ -65,26 +71,35 @@ class Worker:
                     self._seeds = self._seeds[1:]
                     yield told
             _, errors = self._process.communicate()
-            if running is None and len(self._seeds):
+            if running is None and len(self._seeds) and not self._stopped:
                 raise RuntimeError(f"the simulator cannot start:\n{errors}")
-            if running is not None:
+            if running is not None and not self._stopped:
                 self._seeds = self._seeds[1:]
                 code = self._process.returncode
                 name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                 text = f"the process ended with {name}:\n{errors[-3000:]}"
-                yield {"seed": running, "code": CRASH, "checker": "crash", "text": text}
+                # The engines end the process where an invariant of theirs does not hold.
+                checker = "assertion" if name == "SIGABRT" else "crash"
+                yield {"seed": running, "code": CRASH, "checker": checker, "text": text}
 
 
 def run_seeds(
-    kind: str, edits: Sequence[Edit], first: int, count: int, jobs: int
+    kind: str,
+    edits: Sequence[Edit],
+    first: int,
+    count: int,
+    jobs: int,
+    focus: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run seeds on several processes; gives verdicts in no certain order."""
     import queue
     import threading
 
-    library.build(edits)
+    library.build([edit for edit in edits if edit.path.endswith(".c")])
     jobs = max(1, min(jobs, count))
-    workers = [Worker(kind, edits, range(first + n, first + count, jobs)) for n in range(jobs)]
+    workers = [
+        Worker(kind, edits, focus or {}, range(first + n, first + count, jobs)) for n in range(jobs)
+    ]
     verdicts: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
 
     def work(worker: Worker) -> None:
@@ -181,15 +196,19 @@ def main() -> int:
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="a deliberately broken build")
     parser.add_argument("--trace", action="store_true", help="run --seed alone and tell everything")
     options = parser.parse_args()
-    edits = MUTANTS[options.mutant].edits if options.mutant else ()
+    mutant = MUTANTS.get(options.mutant)
+    edits, focus = (mutant.edits, mutant.focus) if mutant else ((), {})
+    if mutant:
+        options.kind = mutant.kind
     if options.trace:
         print(f"seed {options.seed}: {draw(options.seed)}")
-        verdict = Runner(options.kind, list(edits)).verdict(options.seed, show=True)
+        verdict = Runner(options.kind, edits, focus).verdict(options.seed, show=True)
         print(json.dumps(verdict, indent=2) if verdict["code"] == GREEN else verdict["text"])
         return int(verdict["code"])
     print(f"seeds {options.seed} to {options.seed + options.seeds - 1} of kind {options.kind}")
     summary = Summary(options.seeds)
-    for verdict in run_seeds(options.kind, edits, options.seed, options.seeds, options.jobs):
+    first, count = options.seed, options.seeds
+    for verdict in run_seeds(options.kind, edits, first, count, options.jobs, focus):
         summary.add(verdict)
     for failure in summary.failures[:FAILURES_SHOWN]:
         print(f"seed {failure['seed']}: {draw(failure['seed'])}")

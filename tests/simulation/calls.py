@@ -91,6 +91,7 @@ class MemberCalls:
 
     def cancel(self, number: int) -> None:
         """The client goes away; nothing more is answered."""
+        self._library.deliver()  # it may have been answered, and be gone
         if number in self._library.calls:
             call, method, _ = self._library.calls.pop(number)
             self._library.close(self._handler, call, method)

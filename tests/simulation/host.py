@@ -183,7 +183,8 @@ class Host:
         while self._inbox and not self.is_paused and self.is_up:
             action, arguments = self._inbox.popleft()
             action(*arguments)
-        self.wake()
+        if self.is_up:
+            self.wake()
 
     def _handle(self, action: Callable[..., None], *arguments: Any) -> None:
         if not self.is_up:

@@ -7,9 +7,11 @@ under all of them.
 """
 
 import ctypes
+import importlib
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,9 +40,9 @@ class Edit:
     original: str
     replacement: str
 
-    def applied(self) -> str:
-        """The file's text with the replacement."""
-        text = (ROOT / self.path).read_text()
+    def applied(self, text: str | None = None) -> str:
+        """The file's text, or what other edits have made of it, with the replacement."""
+        text = text or (ROOT / self.path).read_text()
         found = text.count(self.original)
         if found != 1:
             raise LookupError(f"{self.path} has {found} times, not once:\n{self.original}")
@@ -63,7 +65,21 @@ def compile_one(source: Path, text: str, name: str) -> Path:
             old.unlink()
         # From standard input, so that a mutant's text needs no file beside the others.
         temporary = f"{target}.{os.getpid()}"
-        line = ["cc", *FLAGS, *INCLUDE, f"-I{source.parent}", "-x", "c", "-", "-c", "-o", temporary]
+        # What a mutant leaves unused is no fault.
+        quiet = ["-w"] if name.startswith("mutant") else []
+        line = [
+            "cc",
+            *FLAGS,
+            *quiet,
+            *INCLUDE,
+            f"-I{source.parent}",
+            "-x",
+            "c",
+            "-",
+            "-c",
+            "-o",
+            temporary,
+        ]
         marked = f'#line 1 "{source}"\n{text}'
         subprocess.run(line, input=marked, text=True, check=True, timeout=300)
         os.replace(temporary, target)
@@ -76,9 +92,12 @@ def _headers() -> str:
 
 
 def build(edits: Sequence[Edit] = ()) -> Path:
-    """Build the library, with the edits of a mutant; returns its path."""
+    """Build the library, with a mutant's edits of C files; returns its path."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    changed = {ROOT / edit.path: edit.applied() for edit in edits}
+    changed: dict[Path, str] = {}
+    for edit in edits:
+        path = ROOT / edit.path
+        changed[path] = edit.applied(changed.get(path))
     jobs = []
     for source in sources():
         text = changed.get(source)
@@ -102,3 +121,15 @@ def load(path: Path) -> ctypes.CDLL:
     loaded = [name for name in sys.modules if name.startswith("trimaran.ext.")]
     assert not loaded, f"{loaded} came before the simulator's library"
     return ctypes.CDLL(str(path))
+
+
+def replace_module(edit: Edit) -> None:
+    """Have the mutant of a module of core/ in its place; must come before it is imported."""
+    name = ".".join(["trimaran", *Path(edit.path).with_suffix("").parts[1:]])
+    assert name not in sys.modules, f"{name} is imported already"
+    parent, _, child = name.rpartition(".")
+    module = types.ModuleType(name)
+    module.__file__ = str(ROOT / edit.path)
+    sys.modules[name] = module
+    setattr(importlib.import_module(parent), child, module)
+    exec(compile(edit.applied(), module.__file__, "exec"), module.__dict__)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from checkers.history import Violation
 from simulation.faults import Faults
 from simulation.network import Network
-from simulation.options import TICK_US, Options, draw
+from simulation.options import TICK_US, Options
 from simulation.raft_checks import RaftChecks
 from simulation.raft_host import RaftHost
 from simulation.world import World
@@ -98,6 +98,9 @@ class RaftCluster:
         changes: list[tuple[str, int]] = []
         if len(self.hosts) < 7 and chance.random() < 0.4:
             changes.append((chance.choice(["add-learner", "add-voter"]), self._join()))
+        if len(self.hosts) < 6 and chance.random() < 0.2:
+            # As many new ones as may outvote the old.
+            changes += [("add-voter", self._join()), ("add-voter", self._join())]
         if learners and chance.random() < 0.6:
             changes.append(("add-voter", chance.choice(learners)))
         destroyed = set(voters) - {host.number for host in self.hosts}
@@ -172,15 +175,14 @@ class RaftCluster:
         )
 
 
-def run(seed: int, show: bool = False) -> World:
+def run(options: Options, show: bool = False) -> World:
     """Run one seed of a raft group.
 
     Raises:
         Violation: a promise was broken; its checker is LIVENESS where nothing went on after all
             faults had ended.
     """
-    options = draw(seed)
-    world = World(seed, show)
+    world = World(options.seed, show)
     world.note("options", options)
     cluster = RaftCluster(world, options)
     faults = Faults(world, options, cluster)

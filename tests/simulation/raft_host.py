@@ -48,6 +48,12 @@ class MemoryLog:
             return self.base_term
         return self.read(index, index)[0].term
 
+    def has(self, index: int, term: int) -> bool:
+        """Whether it holds an entry, or a snapshot that contains it."""
+        if index <= self.base_index:
+            return True
+        return index <= self.last_index and self.term(index) == term
+
     def read(self, first: int, last: int, max_bytes: int = 1 << 62) -> list[Entry]:
         """Entries from first to last, at least one, up to so many bytes."""
         if not self.base_index < first <= last <= self.last_index:
@@ -99,7 +105,7 @@ class RaftHost(Host):
     ) -> None:
         super().__init__(number, world, network, options)
         self.checks = checks
-        self.log = MemoryLog()
+        self.log = checks.logs[number] = MemoryLog()
         self.hard_state = HardState(0, 0, 0)
         self.stored = State()
         self.state = self.stored
@@ -144,7 +150,7 @@ class RaftHost(Host):
             last_index=self.log.last_index,
             applied_index=self.state.index,
         )
-        self._was_leading = 0
+        self._was_leading = self._led_commit = 0
         self.later(self.chance.randint(5, 20) * TICK_US, self._persist)
 
     def power_off(self, torn: bool) -> None:
@@ -180,18 +186,31 @@ class RaftHost(Host):
 
     def turn(self) -> None:
         self.raft.set_clock(self.now_us)
+        self._check_leader()
         for _ in range(100):
             if not self.raft.has_ready():
                 break
             self._carry_out(self.raft.ready())
+            self._check_leader()
         else:
             raise AssertionError("raft has never done")
+
+    def _check_leader(self) -> None:
         status = self.raft.status
-        if status.role == "leader":
-            self.checks.leads(self.number, status.term)
-            if self._was_leading != status.term:
-                self._was_leading = status.term
-                self.world.count("elections won", self.number, status.term)
+        if status.role != "leader":
+            return
+        self.checks.leads(self.number, status.term)
+        if self._was_leading != status.term:
+            self._was_leading = status.term
+            self._led_commit = status.commit
+            self.checks.new_leader(self.number, status.term, self.view())
+            self.world.count("elections won", self.number, status.term)
+        if status.commit > self._led_commit:
+            self._led_commit = status.commit
+            members = self.raft.members
+            term = self._term(status.commit)
+            halves = members.voters, members.outgoing
+            self.checks.commits(self.number, status.term, status.commit, term, halves)
 
     def _carry_out(self, ready: Ready) -> None:
         if ready.install is not None:
@@ -229,6 +248,13 @@ class RaftHost(Host):
                 for index in [index for index in held if index > batch[-1].index]:
                     del held[index]
         return held
+
+    def _term(self, index: int) -> int:
+        """Term of an entry, flushed or not."""
+        for _, _, entries in reversed(self.pending):
+            if entries and entries[0].index <= index:
+                return entries[index - entries[0].index].term
+        return self.log.term(index)
 
     def is_changing(self, index: int) -> bool:
         """Whether it holds a change of the configuration after an index."""
@@ -276,7 +302,9 @@ class RaftHost(Host):
 
     def _apply(self, entry: Entry) -> None:
         assert entry.index == self.state.index + 1
-        self.checks.applied(self.number, entry.index, entry.term, zlib.crc32(entry.data))
+        content = zlib.crc32(entry.data)
+        term = self.raft.status.term
+        self.checks.applied(self.number, entry.index, entry.term, content, term)
         digest = zlib.crc32(entry.data, self.state.digest ^ entry.index)
         members = self.state.members
         if entry.type == CONFIGURATION:

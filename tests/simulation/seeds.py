@@ -5,12 +5,15 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from checkers.history import Violation
 from simulation import library
 from simulation.calls import CallLibrary
 from simulation.library import Edit
+from simulation.options import draw
 from simulation.world import World
 
 GREEN, CRASH, LIVENESS, SAFETY = 0, 127, 128, 129
@@ -23,22 +26,31 @@ class Runner:
     Args:
         kind: one of KINDS.
         edits: of a mutant.
+        focus: options that are not drawn.
     """
 
-    def __init__(self, kind: str, edits: list[Edit]) -> None:
+    def __init__(
+        self, kind: str, edits: Sequence[Edit] = (), focus: Mapping[str, Any] | None = None
+    ) -> None:
         self.kind = kind
-        self._library = CallLibrary(library.load(library.build(edits)))
+        self._focus = focus or {}
+        built = library.build([edit for edit in edits if edit.path.endswith(".c")])
+        self._library = CallLibrary(library.load(built))
+        for edit in edits:
+            if edit.path.endswith(".py"):
+                library.replace_module(edit)
 
     def run(self, seed: int, show: bool = False) -> World:
         """Run one seed; raises `Violation`, or whatever else goes wrong."""
         # Not before the library is loaded.
+        options = replace(draw(seed), **self._focus)
         if self.kind == "raft":
             from simulation import raft_cluster
 
-            return raft_cluster.run(seed, show)
+            return raft_cluster.run(options, show)
         from simulation import store_cluster
 
-        return store_cluster.run(seed, self._library, show)
+        return store_cluster.run(options, self._library, show)
 
     def verdict(self, seed: int, show: bool = False) -> dict[str, Any]:
         """Run one seed and say what came of it."""
@@ -66,9 +78,9 @@ class Runner:
 
 
 def main() -> None:
-    """Read {kind, edits, seeds} from the command line; write a line before and after each seed."""
+    """Run what the command line tells in JSON; write a line before and after each seed."""
     work = json.loads(sys.argv[1])
-    runner = Runner(work["kind"], [Edit(*edit) for edit in work["edits"]])
+    runner = Runner(work["kind"], [Edit(*edit) for edit in work["edits"]], work["focus"])
     out = os.fdopen(os.dup(1), "w", buffering=1)
     for seed in range(*work["seeds"]):
         out.write(json.dumps({"begin": seed}) + "\n")

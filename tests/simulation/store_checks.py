@@ -15,12 +15,11 @@ class StoreChecks:
 
     Attributes:
         raft: the same for raft.
-        committed: the highest index known to be committed, by anyone.
     """
 
     def __init__(self) -> None:
         self.raft = RaftChecks()
-        self.committed = 0
+        self._committed: dict[int, int] = {}
         self._revisions: dict[int, tuple[int, int]] = {}
         self._digests: dict[int, tuple[int, Any]] = {}
         self._led: dict[int, int] = {}
@@ -40,14 +39,21 @@ class StoreChecks:
             self.raft.leads(member, status["term"])
             self._led[status["term"]] = member
             news = True
-            if status["last_index"] < self.committed:
+            self._check_complete(member, status)
+        term, commit = status["term"], status["commit"]
+        if commit > self._committed.get(term, 0):
+            self._committed[term] = commit
+        return news
+
+    def _check_complete(self, member: int, status: dict[str, int]) -> None:
+        """A leader has all that was committed in terms before its own (§3.6.3)."""
+        for term, commit in self._committed.items():
+            if term < status["term"] and commit > status["last_index"]:
                 raise Violation(
                     LEADER_COMPLETENESS,
                     f"{member:x} leads term {status['term']} with entries up to "
-                    f"{status['last_index']}, and {self.committed} was committed",
+                    f"{status['last_index']}, and {commit} was committed in term {term}",
                 )
-        self.committed = max(self.committed, status["commit"])
-        return news
 
     def digest(self, member: int, applied: int, content: Any) -> None:
         """All that a member's state holds after an entry."""

@@ -14,7 +14,7 @@ from simulation.faults import Faults
 from simulation.locks import LockClient
 from simulation.network import Network
 from simulation.operator import Operator
-from simulation.options import TICK_US, Options, draw
+from simulation.options import TICK_US, Options
 from simulation.store_checks import StoreChecks
 from simulation.store_host import StoreHost
 from simulation.world import World
@@ -22,6 +22,7 @@ from trimaran.store.membership import founding_entry
 from trimaran.wire import etcd_pb2 as pb
 
 LIVENESS = "liveness"
+HASHES = "hashes of the keys are equal"
 LIVENESS_TICKS = 600
 
 
@@ -101,6 +102,19 @@ class StoreCluster:
                 host = self._host(number, None)
                 self.hosts.append(host)
                 self.world.after(self._chance.randint(1, 20) * TICK_US, self._start, host)
+
+    def compact(self, host: StoreHost, chance: random.Random) -> None:
+        """Have a host compact up to a revision that the watcher of everything has seen."""
+        revision = self.watchers[0].revision - chance.choice([0, 1, 20])
+        if revision <= 0 or host.is_paused:
+            return
+        request = pb.CompactionRequest(revision=revision)
+
+        def answered(status: int, data: bytes) -> None:
+            if status != 0:
+                self.world.count(f"compactions: {data.decode() if status > 0 else 'done'}")
+
+        host.begin("compact", request.SerializeToString(), answered)
 
     def _start(self, host: StoreHost) -> None:
         if host in self.hosts and not host.is_up:
@@ -207,15 +221,14 @@ class StoreCluster:
         raise Violation(LIVENESS, self.describe())
 
 
-def run(seed: int, library: CallLibrary, show: bool = False) -> World:
+def run(options: Options, library: CallLibrary, show: bool = False) -> World:
     """Run one seed of a store cluster.
 
     Raises:
         Violation: a promise was broken; its checker is LIVENESS where nothing went on after all
             faults had ended.
     """
-    options = draw(seed)
-    world = World(seed, show)
+    world = World(options.seed, show)
     world.note("options", options)
     shared = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="trimaran-sim-", dir=shared if shared.is_dir() else None))
@@ -242,28 +255,15 @@ def judge(world: World, cluster: StoreCluster) -> None:
         host.note_state()
     leader = cluster.leader()
     assert leader is not None
-    first = max(1, leader.member.compact_revision)
     last = leader.member.revision
-    # A new watcher on each member tells what that member holds, from the beginning.
-    accounts: list[list[Event]] = []
-    for host in group:
-        if host.number in cluster.configuration["learners"]:
-            continue  # they serve no watchers
-        watcher = WatchClient(world, cluster, f"account of {host.number:x}", "\0", "\0", stays=True)
-        watcher.watch.segments.clear()
-        watcher.move(host)
-        cluster.await_(lambda watcher=watcher: watcher.revision >= last)
-        accounts.append(events_of(watcher.watch, last))
-        if accounts[-1] != accounts[0]:
-            differing = sorted({*accounts[0]} ^ {*accounts[-1]}, key=lambda event: event.revision)
-            raise Violation(
-                replay.ACCOUNT,
-                f"{host.number:x} tells {len(accounts[-1])} changes, and "
-                f"{group[0].number:x} {len(accounts[0])}; of one alone are {differing[:9]}",
-            )
-    seen = events_of(cluster.watchers[0].watch, 1 << 62)
-    if [event for event in seen if first <= event.revision <= last] != accounts[0]:
-        raise Violation(watches.COMPLETE, "the watcher of everything saw another history")
+    hashes = {host.number: host.hash_keys(last) for host in group}
+    if len(set(hashes.values())) > 1:
+        raise Violation(HASHES, f"at revision {last} are {hashes}")
+    compare_accounts(world, cluster, last)
+    # What was under way may have been done meanwhile.
+    cluster.await_(cluster.agrees)
+    last = leader.member.revision
+    seen = events_of(cluster.watchers[0].watch)
     replay.check(cluster.history, [event for event in seen if event.key.startswith("k")])
     for watcher in cluster.watchers:
         watches.check(watcher.watch, seen, last)
@@ -280,12 +280,38 @@ def judge(world: World, cluster: StoreCluster) -> None:
         world.count("undecided")
 
 
-def events_of(watch: Watch, last: int) -> list[Event]:
-    """All events of a watcher up to a revision, over all its segments."""
+def compare_accounts(world: World, cluster: StoreCluster, last: int) -> None:
+    """Have each voter tell all that it keeps: the same as the others, and as what was seen."""
+    accounts: dict[int, list[Event]] = {}
+    first = 1
+    for host in cluster.group():
+        if host.number in cluster.configuration["learners"]:
+            continue  # they serve no watchers
+        watcher = WatchClient(world, cluster, f"account of {host.number:x}", "\0", "\0", stays=True)
+        watcher.watch.segments.clear()
+        watcher.move(host)
+        cluster.await_(lambda watcher=watcher: watcher.revision >= last)
+        # A compaction that was asked for long ago may still come between.
+        first = max(first, watcher.watch.segments[-1].start)
+        accounts[host.number] = events_of(watcher.watch)
+    seen = events_of(cluster.watchers[0].watch)
+    kept = [event for event in seen if first <= event.revision <= last]
+    for number, events in accounts.items():
+        account = [event for event in events if first <= event.revision <= last]
+        if account != kept:
+            differing = sorted({*account} ^ {*kept}, key=lambda event: event.revision)
+            raise Violation(
+                replay.ACCOUNT,
+                f"{number:x} tells {len(account)} changes from revision {first} to {last}, and "
+                f"{len(kept)} were seen; of one alone are {differing[:9]}",
+            )
+
+
+def events_of(watch: Watch) -> list[Event]:
+    """All events of a watcher, over all its segments."""
     return [
         event
         for segment in watch.segments
         for response in segment.responses
         for event in response.events
-        if event.revision <= last
     ]

@@ -68,6 +68,9 @@ class Watcher(Protocol):
     def lease_gone(self, lease: int) -> None:
         """Somebody has applied the end of a lease."""
 
+    def compact(self, host: "StoreHost", chance: random.Random) -> None:
+        """Have a host compact up to some revision."""
+
     def removed(self, host: "StoreHost") -> None:
         """A host has learned that it belongs to the cluster no more."""
 
@@ -269,7 +272,7 @@ class StoreHost(Host):
         self.wake()
 
     def _persist(self) -> None:
-        self.later(self.chance.randint(1, 10) * TICK_US, self._persist)
+        self.later(self.chance.randint(2, 40) * TICK_US, self._persist)
         if self.member.commit():
             self.node.persisted()
         self.note_state()
@@ -330,7 +333,31 @@ class StoreHost(Host):
         return taken
 
     def keep_up(self, chance: random.Random) -> None:
-        """Compact or defragment."""
+        """Compact the keys, or copy the state compactly."""
+        if chance.random() < 0.5:
+            self._watcher.compact(self, chance)
+            return
+        self.world.count("defragmentations", self.number)
+        copy = self.member.defragment()
+        copy.copy()
+        copy.renew()
+        if not copy.hold():
+            raise AssertionError("a commit is under way that nobody has begun")
+        copy.renew()
+        copy.copy()
+        copy.finish()
+        copy.swap()
+        copy.end()
+        copy.clean()
+        self.wake()
+
+    def hash_keys(self, revision: int) -> int:
+        """Return etcd's hash of the keys up to a revision."""
+        self.member.commit()
+        reader = self.member.snapshot()
+        value = reader.hash_keys(revision)
+        reader.close()
+        return value
 
     # Clients.
 

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+EVENTS_MAX = 500_000
+
 
 class World:
     """What everything simulated shares.
@@ -47,6 +49,10 @@ class World:
         while queue and queue[0][0] <= end_us:
             self.now_us, _, action, arguments = heapq.heappop(queue)
             self.events += 1
+            if self.events > EVENTS_MAX:
+                raise RuntimeError(
+                    "more events than any seed should need: something goes in circles"
+                )
             action(*arguments)
             if wanted is not None and wanted():
                 return True
