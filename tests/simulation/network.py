@@ -14,6 +14,7 @@ from simulation.frames import describe
 from simulation.options import Options
 from simulation.world import World
 
+SPLIT = 0.05
 RECONNECT_US = 150_000
 NOTICE_US = 300_000  # until a sender notices that its stream leads nowhere
 
@@ -113,6 +114,13 @@ class Network:
         if stream.is_dying:
             self._world.counts["frames lost"] += 1
             return
+        if self._world.show and isinstance(data, bytes):
+            print(f"{self._world.now_us / 1e6:10.6f} send {source:x} {target:x} {describe(data)}")
+        if self.ordered and isinstance(data, bytes) and chance.random() < SPLIT:
+            # Bytes arrive in pieces of any size; the connection may end between two.
+            cut = chance.randrange(len(data))
+            self._schedule(source, target, stream, data[:cut])
+            data = data[cut:]
         self._schedule(source, target, stream, data)
         if not self.ordered and chance.random() < self.duplication:
             self._world.counts["frames repeated"] += 1
@@ -145,8 +153,6 @@ class Network:
             return
         what = f"{len(data)} {zlib.crc32(data):x}" if isinstance(data, bytes) else data
         self._world.note("frame", source, target, what)
-        if self._world.show and isinstance(data, bytes):
-            print(f"{'':10} {describe(data)}")
         self._world.counts["frames"] += 1
         host.receive(source, data)
 

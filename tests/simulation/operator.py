@@ -69,7 +69,7 @@ class Operator:
             self.add(chance, chance.random() < 0.6)
         elif kind < 0.7 and now["learners"]:
             self.promote(chance, chance.choice(now["learners"]))
-        # The last but one cannot always be removed: the other may not learn of it.
+        # Of two, the one that stays dies with the other if it has not learned of its removal.
         elif len(now["voters"]) > 2:
             self.remove(chance, chance.choice([*now["voters"], *now["learners"]]))
 

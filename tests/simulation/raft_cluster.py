@@ -104,8 +104,7 @@ class RaftCluster:
         if learners and chance.random() < 0.6:
             changes.append(("add-voter", chance.choice(learners)))
         destroyed = set(voters) - {host.number for host in self.hosts}
-        # The last but one cannot always be removed: the other may not learn of it (raft.h).
-        if len(voters) > 2 and not destroyed and chance.random() < 0.4:
+        if len(voters) > 1 and not destroyed and chance.random() < 0.4:
             victim = chance.choice(voters)
             changes.append((chance.choice(["remove", "add-learner"]), victim))
         if changes and chance.random() < 0.5:

@@ -207,7 +207,8 @@ class StoreCluster:
         """Tell where everybody stands."""
         lines = [f"no agreement {LIVENESS_TICKS} ticks after the last fault"]
         for host in self.hosts:
-            lines.append(f"  {host.member.status() if host.is_up else 'down'}")
+            told = f"{host.member.status()} {host.member.members()}" if host.is_up else "down"
+            lines.append(f"  {told}")
         for watcher in self.watchers:
             lines.append(f"  watcher {watcher.watch.name} has seen {watcher.revision}")
         return "\n".join(lines)
@@ -262,6 +263,8 @@ def judge(world: World, cluster: StoreCluster) -> None:
     compare_accounts(world, cluster, last)
     # What was under way may have been done meanwhile.
     cluster.await_(cluster.agrees)
+    leader = cluster.leader()
+    assert leader is not None
     last = leader.member.revision
     seen = events_of(cluster.watchers[0].watch)
     replay.check(cluster.history, [event for event in seen if event.key.startswith("k")])

@@ -23,6 +23,7 @@ CLUSTER_ID = 0x7117
 LEADER = 2
 TURNS_MAX = 100
 SECTOR_BYTES = 512
+REMOVED_TICKS = 10  # from a member's removal until it stops
 
 
 @dataclass
@@ -136,6 +137,7 @@ class StoreHost(Host):
         self._sending.clear()
         self._receiving = Receiving(self)
         self._rows_version = -1
+        self._removed_ticks = 0
         self._leases: set[int] = set()
         self.note_state()
         self.later(self.chance.randint(1, 20) * TICK_US, self._persist)
@@ -214,7 +216,9 @@ class StoreHost(Host):
             self._watcher.lease_gone(lease)
         self._leases = leases
         if self.node.members.is_removed:
-            self.later(0, self._watcher.removed, self)
+            self._removed_ticks += 1
+            if self._removed_ticks == REMOVED_TICKS:
+                self.later(0, self._watcher.removed, self)
 
     def on_receive(self, peer: int, data: Any) -> None:
         try:
