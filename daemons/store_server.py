@@ -379,19 +379,24 @@ class Stored:
         self.peers.members_changed()
         if self.node.members.is_published:
             self._published.set()
-        if self.node.members.is_removed:
+        if self.node.members.is_removed and not self.is_removed:
             self._note_removal()
         elif self.node.members.is_too_old:
             version = self.node.members.version
             self.fail(ConfigError(f"the cluster is of version {version}, this is {ETCD_VERSION}"))
 
     def _note_removal(self) -> None:
-        """Stop, and do not start again: what this member promised no longer counts."""
+        """Stop soon, and do not start again: what this member promised no longer counts.
+
+        A leader that was removed has to tell the others first: they may need its word that the
+        change is committed before they can elect one of their own.
+        """
+        self.is_removed = True
         try:
             mark_removed(self.options)
         except TrimaranError as error:
             LOG.warning("the removal cannot be noted: %s", error)
-        self._fail_removed()
+        self._loop.call_later(self.options.election_timeout_ms / 1000, self._fail_removed)
 
     def _fail_removed(self) -> None:
         self.is_removed = True
