@@ -24,6 +24,7 @@ from trimaran.wire import etcd_pb2 as pb
 LIVENESS = "liveness"
 HASHES = "hashes of the keys are equal"
 LIVENESS_TICKS = 600
+SETTLE_TIMEOUTS = 12  # election time-outs; requests time out after five
 
 
 class StoreCluster:
@@ -240,6 +241,8 @@ def run(options: Options, library: CallLibrary, show: bool = False) -> World:
         faults.stop()
         cluster.heal()
         world.note("healed for good")
+        # What was asked before is done, or timed out, before anything is judged.
+        world.run_until(world.now_us + SETTLE_TIMEOUTS * options.election_ticks * TICK_US)
         cluster.await_(cluster.agrees)
         judge(world, cluster)
     finally:
