@@ -30,7 +30,13 @@ from trimaran.daemons.up_store import (
     stop_member,
     take_up_member,
 )
-from trimaran.errors import ConfigError, JoinRefusedError, StoreError, TrimaranError
+from trimaran.errors import (
+    ConfigError,
+    JoinRefusedError,
+    StoreError,
+    StoreUnavailableError,
+    TrimaranError,
+)
 from trimaran.up.records import SETTINGS_KEY, HostRecord, alive_key, host_key
 
 LOG = logging.getLogger("trimaran.up")
@@ -72,7 +78,7 @@ class AgentPart:
         state = self._state
         client = self._client = state.access.client()
         try:
-            await self._register(client)
+            await self._register_with_any(client)
             await self._open_join_endpoint()
         except BaseException:
             await self.stop()
@@ -103,6 +109,40 @@ class AgentPart:
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+
+    async def _register_with_any(self, client: Client) -> None:
+        """Register, for as long as this host has a member that may yet find a majority.
+
+        A member that was away does not know yet whether it still is one. Where it learns that it
+        has been removed, the host goes on with the others' store.
+
+        Raises:
+            TrimaranError: the store refuses, does not answer a host without a member, or the own
+                member cannot go on.
+        """
+        told = False
+        while True:
+            store = self._state.store
+            if store is None:
+                await self._register(client)
+                return
+            failing = asyncio.create_task(store.failed.wait())
+            registering = asyncio.create_task(self._register(client))
+            try:
+                await asyncio.wait([failing, registering], return_when=asyncio.FIRST_COMPLETED)
+                if not failing.done():
+                    await registering
+                    return
+                await self._member_failed()
+                client.pool.update(self._state.access.endpoints)
+            except StoreUnavailableError:
+                if not told:
+                    LOG.warning("the store has no majority yet: waiting for the other hosts")
+                told = True
+            finally:
+                failing.cancel()
+                registering.cancel()
+                await asyncio.gather(failing, registering, return_exceptions=True)
 
     async def _register(self, client: Client) -> None:
         """See that the store holds this host's record as it is now.

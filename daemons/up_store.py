@@ -177,7 +177,7 @@ async def start_member(state: HostState, how: dict[str, object]) -> None:
             raise_failure(store)
         starting.result()
         state.store = store
-        state.refresh_access()
+        learn_from_own(state, store)
     except TrimaranError as error:
         if is_removed(state):
             raise MemberRemovedError(str(error)) from error
@@ -188,6 +188,17 @@ async def start_member(state: HostState, how: dict[str, object]) -> None:
             starting.cancel()
             await asyncio.wait([starting])
             await store.stop()
+
+
+def learn_from_own(state: HostState, store: "Stored") -> None:
+    """Note the members that the own member's data lists.
+
+    They may have come after this host last asked, and where the own member turns out to have been
+    removed, they are who it can go on with.
+    """
+    listed = (url for one in store.node.members.table.voters for url in one.clientURLs)
+    others = {url for url in listed if url != state.host.client_url}
+    state.note_known(tuple(sorted(others.union(state.endpoints))), ())
 
 
 def raise_failure(store: "Stored") -> None:

@@ -232,6 +232,18 @@ class Member:
         """Give the end of its log."""
         return self.log_path.read_text(errors="replace")[-size:]
 
+    def await_log(self, text: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until its log has a text: some work is told of only after its effect is seen.
+
+        Raises:
+            TimeoutError: the text does not come.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while text not in self.log_path.read_text(errors="replace"):
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"{self.name} does not log {text!r}: {self.log_tail()}")
+            time.sleep(0.02)
+
     def kill(self) -> None:
         """End it with SIGKILL and reap it; the data stays."""
         if self.process is not None:

@@ -10,12 +10,14 @@ from trimaran.wire import etcd_pb2 as pb
 from trimaran.wire.methods import METHODS
 
 KIND = "trimaran"
-KEYS = 1500
-VALUE = b"v" * 2000
+# More than the 64 MiB of its log that a leader keeps in memory for whoever fell behind just now,
+# and the 256 messages of one write each that it sends ahead of the answers.
+WRITES = 1200
+VALUE = b"v" * 100_000
 
 
 def put(member: Member, number: int) -> None:
-    request = pb.PutRequest(key=b"key%06d" % (number % 1000), value=VALUE + b"%d" % number)
+    request = pb.PutRequest(key=b"key%06d" % (number % 500), value=VALUE + b"%d" % number)
     member.call("KV/Put", request)
 
 
@@ -39,7 +41,7 @@ def test_a_member_far_behind_takes_over_the_state(cluster: Cluster) -> None:
     behind, other = cluster.followers(leader)
     put(leader, 0)
     behind.kill()
-    for number in range(KEYS):
+    for number in range(WRITES):
         put(leader, number)
     behind.start()
     behind.wait_ready()
@@ -47,9 +49,9 @@ def test_a_member_far_behind_takes_over_the_state(cluster: Cluster) -> None:
     # A linearizable read is answered only when everything before it is there.
     answer = behind.call("KV/Range", pb.RangeRequest(key=b"key", range_end=b"kez"))
     assert answer.header.revision >= revision
-    assert answer.count == 1000
+    assert answer.count == 500
     assert hash_of(behind, revision) == hash_of(leader, revision) == hash_of(other, revision)
-    assert "took over the state" in behind.log_tail(100_000)
+    behind.await_log("took over the state")
     put(behind, 1)
 
 
@@ -70,7 +72,7 @@ def test_watchers_miss_nothing_when_the_state_is_replaced(cluster: Cluster) -> N
         while not seen:
             seen += [event.kv.mod_revision for event in next(answers).events]
         behind.pause()
-        for number in range(1, KEYS):
+        for number in range(1, WRITES):
             put(leader, number)
         behind.resume()
         last = leader.status().header.revision
@@ -80,4 +82,4 @@ def test_watchers_miss_nothing_when_the_state_is_replaced(cluster: Cluster) -> N
             seen += [event.kv.mod_revision for event in answer.events]
         stream.cancel()
     assert seen == list(range(2, last + 1))
-    assert "took over the state" in behind.log_tail(100_000)
+    behind.await_log("took over the state")
