@@ -2,17 +2,20 @@
 
 Hot methods are answered by the engine's handler in C and never seen here. Every other method is a
 coroutine: `add_unary` for one message each way, `add_stream` for any number. Connections that do
-not speak HTTP/2 are passed to an HTTP/1.1 server.
+not speak HTTP/2 are passed to an HTTP/1.1 server, which is also asked for what comes over HTTP/2
+and is no gRPC.
 """
 
 import asyncio
 import contextlib
+import http.client
 import logging
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from trimaran.daemons.listening import SecureSocket
+from trimaran.daemons.plain_http import ask
 from trimaran.daemons.refusals import Refusals
 from trimaran.daemons.secure_clients import HttpFactory, SecureClients
 from trimaran.daemons.tls import TLSSide
@@ -322,6 +325,9 @@ class GrpcServer:
             subject.owner.deliver(kind, extra)
 
     def _open(self, engine_call: rpc.RpcCall) -> None:
+        if engine_call.is_plain:
+            self._run(self._serve_plain(engine_call))
+            return
         call = Call(self, engine_call)
         method = self._methods.get(call.path)
         if method is None:
@@ -364,6 +370,21 @@ class GrpcServer:
         except Exception as error:
             LOG.exception("%s failed", call.path)
             call.finish(StatusCode.INTERNAL, f"internal error: {type(error).__name__}")
+
+    async def _serve_plain(self, call: rpc.RpcCall) -> None:
+        """Answer a request of HTTP/2 that is no gRPC."""
+        if self._http is None:
+            call.answer(404, "", 0, b"")
+        else:
+            try:
+                answer = await ask(self._http, call.http_method, call.path)
+                call.answer(answer.status, answer.content_type, answer.length, answer.body)
+            except ValueError:
+                call.answer(400, "", 0, b"")
+            except (TimeoutError, http.client.HTTPException) as error:
+                LOG.warning("%s %s: %s", call.http_method, call.path, error)
+                call.answer(500, "", 0, b"")
+        self.flush_soon()
 
     async def _serve_foreign(self, fd: int) -> None:
         connection = socket.socket(fileno=fd)

@@ -23,7 +23,10 @@ class HttpPorts:
 
     def __init__(self, http: HttpFactory, tls: TLSSide | None) -> None:
         self._http = http
-        self._secure = None if tls is None else SecureClients(None, tls, http, _idle, _idle)
+        self._secure: SecureClients | None = None
+        if tls is not None:
+            speaking = tls.speaking(("http/1.1",))
+            self._secure = SecureClients(None, speaking, http, _idle, _idle)
         self._servers: list[asyncio.Server] = []
 
     async def listen(self, sockets: Sequence[socket.socket]) -> None:

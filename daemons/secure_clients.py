@@ -194,8 +194,7 @@ class SecureClients:
 
     Args:
         engine: of the gRPC server; None closes clients of gRPC.
-        tls: the clients' side; its ALPN puts http/1.1 before h2: clients of gRPC offer h2 alone,
-            so that whoever offers both wants HTTP.
+        tls: the clients' side.
         http: makes the protocol of a client that does not speak HTTP/2; None closes it.
         turn_soon: called when the engine has got something to do.
         flush_soon: called when the engine has got rid of something; `send_replies` follows.

@@ -11,8 +11,8 @@ from trimaran.store.options import StoreOptions
 from trimaran.store.options_tls import TLSSettings, plain_urls_beside_tls
 
 LOG = logging.getLogger("trimaran.tls")
-# Clients of gRPC offer h2 alone: whoever offers both wants plain HTTP, to see /health.
-CLIENT_PROTOCOLS = ("http/1.1", "h2")
+# HTTP/2 where it is offered, as etcd has it: over that, gRPC and /health are both served.
+CLIENT_PROTOCOLS = ("h2", "http/1.1")
 
 
 def _hosts(urls: Iterable[str]) -> list[str]:

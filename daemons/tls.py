@@ -1,6 +1,7 @@
 """TLS of one side of a member: contexts from files, read again when the files have changed."""
 
 import asyncio
+import copy
 import datetime
 import logging
 import os
@@ -258,6 +259,13 @@ class TLSSide:
     def expires_s(self) -> float:
         """Until when the own certificate is good, in seconds since 1970."""
         return self._loaded.expires_s
+
+    def speaking(self, alpn: Sequence[str]) -> "TLSSide":
+        """Make a side with the same files for ports that speak other protocols."""
+        other = copy.copy(self)
+        other._alpn = tuple(alpn)
+        other._loaded = _Loaded(self.settings, other._alpn)
+        return other
 
     def server_channel(self) -> TLSChannel:
         """Begin TLS on a connection that was accepted."""

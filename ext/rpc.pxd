@@ -77,6 +77,9 @@ cdef extern from "rpc.h" nogil:
     int trimaran_rpc_next_event(trimaran_rpc_server *server, trimaran_rpc_event *event)
     void trimaran_rpc_release(trimaran_rpc_call *call)
     void trimaran_rpc_consumed(trimaran_rpc_call *call, size_t size)
+    int trimaran_rpc_is_plain(const trimaran_rpc_call *call)
+    void trimaran_rpc_answer(trimaran_rpc_call *call, int http_status, const char *content_type,
+                             uint64_t content_length, const uint8_t *body, size_t size)
     const uint8_t *trimaran_rpc_headers(const trimaran_rpc_call *call, size_t *size)
     uint64_t trimaran_rpc_timeout_us(const trimaran_rpc_call *call)
 
@@ -101,6 +104,8 @@ cdef class RpcCall:
     cdef trimaran_rpc_call *call
     cdef RpcServer server
     cdef readonly str path
+    cdef readonly str http_method
+    cdef readonly bint is_plain
     cdef readonly dict metadata
     cdef readonly double timeout_s
     cdef public object owner

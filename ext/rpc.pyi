@@ -66,9 +66,17 @@ class RpcServer:
         """Make a connection whose bytes the caller carries."""
 
 class RpcCall:
-    """One cold call, kept by its server until it is finished or its stream is gone."""
+    """One cold call, kept by its server until it is finished or its stream is gone.
+
+    Attributes:
+        is_plain: a GET or HEAD that is no gRPC: it is ended by `answer`, or by `finish`, which says
+            503; nothing can be sent on it.
+        http_method: "GET" or "HEAD" for such a call, or else "".
+    """
 
     path: str
+    http_method: str
+    is_plain: bool
     metadata: dict[str, str]
     timeout_s: float
     owner: Any
@@ -85,6 +93,13 @@ class RpcCall:
 
     def finish(self, status: int, message: str = "") -> None:
         """End the call with a gRPC status, for the next flush to send."""
+
+    def answer(self, http_status: int, content_type: str, content_length: int, body: bytes) -> None:
+        """End a plain call, for the next flush to send; for HEAD, body is empty.
+
+        Raises:
+            ValueError: this is no plain call, or the values do not fit each other.
+        """
 
     def consumed(self, size: int) -> None:
         """Tell that size bytes of messages are dealt with, which re-opens the client's window."""

@@ -160,6 +160,8 @@ cdef RpcCall new_call(RpcServer server, trimaran_rpc_call *pointer):
     call.server = server
     call.timeout_s = trimaran_rpc_timeout_us(pointer) / 1e6
     call.path = ""
+    call.http_method = ""
+    call.is_plain = trimaran_rpc_is_plain(pointer) != 0
     call.metadata = {}
     while at < end:
         memcpy(sizes, at, sizeof(sizes))
@@ -169,6 +171,8 @@ cdef RpcCall new_call(RpcServer server, trimaran_rpc_call *pointer):
         at += sizes[0] + sizes[1]
         if name == ":path":
             call.path = value
+        elif name == ":method":
+            call.http_method = value
         elif name in call.metadata:
             call.metadata[name] += "," + value
         else:
@@ -204,6 +208,8 @@ cdef class RpcCall:
         cdef size_t size = message.shape[0]
         if self.call == NULL:
             return False
+        if self.is_plain:
+            raise ValueError("this call is no gRPC: it gets an answer")
         if size > 0x7fffffff:
             raise ValueError(f"a message of {size} bytes; gRPC allows 2147483647")
         room = trimaran_rpc_reserve(self.call, size)
@@ -218,6 +224,18 @@ cdef class RpcCall:
             return
         text = message.replace("\0", " ").encode("utf-8", "replace")
         trimaran_rpc_finish(self.call, status, text)
+        self.detach()
+
+    def answer(self, int http_status, str content_type, uint64_t content_length,
+               const uint8_t[::1] body not None):
+        cdef bytes text = content_type.encode("latin-1")
+        cdef size_t size = body.shape[0]
+        if self.call == NULL:
+            return
+        if not self.is_plain or size not in (0, content_length) or not 200 <= http_status <= 599:
+            raise ValueError("no answer for this call")
+        trimaran_rpc_answer(
+            self.call, http_status, text, content_length, &body[0] if size > 0 else NULL, size)
         self.detach()
 
     def consumed(self, size_t size):

@@ -97,6 +97,12 @@ headers = st.builds(
     ),
     st.just(0) | st.integers(-4, -1),
 )
+asks = st.builds(
+    lambda method, path, type_: block([(":method", method), *request_fields(path)[1:4], *type_]),
+    st.sampled_from(["GET", "HEAD", "PUT"]),
+    st.sampled_from([*PATHS, "/health", "/"]),
+    st.sampled_from([[], [("content-type", "text/plain")], [("content-type", "application/grpc")]]),
+)
 bodies = st.one_of(
     st.builds(message, st.binary(max_size=40), st.sampled_from([0, 0, 0, 1, 2])),
     st.builds(lambda total: message(struct.pack("<I", total)), st.integers(0, 100_000)),
@@ -104,7 +110,7 @@ bodies = st.one_of(
 )
 payloads = {
     DATA: bodies,
-    HEADERS: headers | st.binary(max_size=40),
+    HEADERS: headers | asks | st.binary(max_size=40),
     PRIORITY: st.binary(min_size=5, max_size=5),
     RST_STREAM: st.binary(min_size=4, max_size=4),
     SETTINGS: st.lists(
@@ -138,7 +144,9 @@ def frames(draw: st.DrawFn) -> bytes:
 def finish_cold(server: rpc.RpcServer, choice: int) -> None:
     """Do with the cold calls what a daemon might: answer, refuse, or let them be."""
     for kind, call, _ in server.events():
-        if kind == rpc.OPEN and choice == 0:
+        if kind == rpc.OPEN and call.is_plain and choice == 1:
+            call.answer(200, "text/plain", 5000, b"" if call.http_method == "HEAD" else b"x" * 5000)
+        elif kind == rpc.OPEN and choice == 0:
             call.finish(12, "unknown é%")
         elif kind == rpc.MESSAGE and choice == 1:
             call.send(b"reply" * 1000)

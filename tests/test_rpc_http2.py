@@ -132,6 +132,68 @@ def test_requests_that_are_not_grpc(
     still_serves(server)
 
 
+def ask(path: str, method: str = "GET", *more: tuple[str, str]) -> bytes:
+    """A request that is no gRPC."""
+    fields = [(":method", method), (":scheme", "https"), (":path", path), *more]
+    return block(fields)
+
+
+def test_http_without_grpc_is_answered(server: rpc.RpcServer) -> None:
+    client = Client(server)
+    size = 300_000  # more than a window, many frames
+    client.exchange(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 20)))
+    for stream, method, body in ((1, "GET", b"x" * 10), (3, "HEAD", b""), (5, "GET", b"y" * size)):
+        assert not client.exchange(
+            frame(HEADERS, END_HEADERS | END_STREAM, stream, ask("/some?thing=1", method))
+        )
+        (_, call, _), *_ = cold_events(server)
+        assert (call.is_plain, call.http_method, call.path) == (True, method, "/some?thing=1")
+        with pytest.raises(ValueError, match="no gRPC"):
+            call.send(b"message")
+        with pytest.raises(ValueError, match="no answer"):
+            call.answer(200, "text/plain", len(body) + 1, body + b"xx")
+        call.answer(503, "text/plain", len(body) or 77, body)
+        assert call.closed
+        frames = client.receive()
+        if len(body) > 65535:
+            frames += client.exchange(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 1 << 20)))
+        fields, data = client.answer(frames, stream)
+        assert fields == {
+            ":status": "503",
+            "content-length": str(len(body) or 77),
+            "content-type": "text/plain",
+        }
+        assert data == body
+        assert frames[-1].flags & END_STREAM
+    assert server.counters()["calls"] == 0
+    still_serves(server)
+
+
+def test_http_without_grpc_and_without_an_answer(server: rpc.RpcServer) -> None:
+    client = Client(server)
+    client.exchange(frame(HEADERS, END_HEADERS | END_STREAM, 1, ask("/x")))
+    (_, call, _), *_ = cold_events(server)
+    call.finish(13, "failed")
+    assert client.answer(client.receive())[0][":status"] == "503"
+    # A body is nobody's business, and who goes before the answer gets none.
+    client.exchange(frame(HEADERS, END_HEADERS, 3, ask("/x")) + frame(DATA, 0, 3, b"\1" * 9000))
+    (_, call, _), *_ = cold_events(server)
+    client.exchange(frame(RST_STREAM, 0, 3, bytes(4)))
+    assert rpc.CLOSED in [kind for kind, _, _ in cold_events(server)]
+    call.answer(200, "", 1, b"x")
+    assert client.receive() == []
+    # An early answer resets the request.
+    client.exchange(frame(HEADERS, END_HEADERS, 5, ask("/x")))
+    (_, call, _), *_ = cold_events(server)
+    call.answer(200, "", 1, b"x")
+    assert kinds(client.receive()) == [HEADERS, DATA, RST_STREAM]
+    # Methods served in C are for gRPC alone.
+    frames = client.exchange(frame(HEADERS, END_HEADERS | END_STREAM, 7, ask(NULL)))
+    assert client.answer(frames, 7)[0][":status"] == "405"
+    assert server.counters()["calls"] == 0
+    still_serves(server)
+
+
 POST = (":method", "POST")
 PATH = (":path", NULL)
 SCHEME = (":scheme", "http")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +26,7 @@ from rpc_helpers import hot_handler, listening_socket
 from trimaran.daemons import secure_clients
 from trimaran.daemons.connection import TLSChannel
 from trimaran.daemons.grpc_server import GrpcServer
+from trimaran.daemons.http_ports import HttpPorts
 from trimaran.daemons.tls import TLSSide
 
 
@@ -76,7 +78,54 @@ def context(authority: Authority, *protocols: str) -> ssl.SSLContext:
     return made
 
 
-@pytest.mark.parametrize("protocols", [(), ("http/1.1",), ("h2", "http/1.1"), ("other",)])
+def test_http_2_is_spoken_where_it_is_offered(authority: Authority) -> None:
+    async def scenario(server: GrpcServer, port: int) -> None:
+        for offered, agreed in (
+            (("h2", "http/1.1"), "h2"),
+            (("http/1.1", "h2"), "h2"),
+            (("grpc-exp", "h2"), "h2"),
+            (("h2",), "h2"),
+            (("http/1.1",), "http/1.1"),
+            (("other",), None),
+            ((), None),
+        ):
+            channel = TLSChannel(
+                context(authority, *offered), server_side=False, server_name="127.0.0.1"
+            )
+            _, writer = await shake(channel, port)
+            assert channel.protocol == agreed, offered
+            writer.close()
+
+    run(server_side(authority), scenario)
+
+
+def test_ports_without_grpc_speak_http_1(authority: Authority) -> None:
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.Response(text=str(request.version))
+
+    async def main() -> None:
+        tls = server_side(authority)
+        ports = HttpPorts(web.Server(answer), tls)
+        listening, port = listening_socket(secure=True)
+        await ports.listen([listening])
+        channel = TLSChannel(
+            context(authority, "h2", "http/1.1"), server_side=False, server_name="127.0.0.1"
+        )
+        reader, writer = await shake(channel, port)
+        assert channel.protocol == "http/1.1"
+        channel.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(channel.output())
+        said = b""
+        while data := await reader.read(65536):
+            said += channel.feed(data)
+        assert b"200 OK" in said
+        writer.close()
+        ports.stop()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("protocols", [(), ("http/1.1",), ("other",)])
 def test_http_is_served_beside_grpc(protocols: tuple[str, ...], authority: Authority) -> None:
     body = random.Random(1).randbytes(300_000)
 
@@ -314,11 +363,39 @@ def test_real_clients_speak_tls(authority: Authority) -> None:
             assert command(version, server, authority, "put", "k", version) == "OK\n"
             assert command(version, server, authority, "get", "k") == f"k\n{version}\n"
             assert "is healthy" in command(version, server, authority, "endpoint", "health")
-        ctl = authority.issue("curl")
-        line = ["curl", "-sS", "--max-time", "10", "--cacert", str(authority.path)]
-        line += ["--cert", str(ctl.cert), "--key", str(ctl.key)]
-        for path, said in (("health", '"health":"true"'), ("version", "etcdserver")):
+        check_curl(server, authority)
+
+
+# What curl is told of versions, and what it shall speak with them.
+CURL = (((), "2"), (("--http2",), "2"), (("--http1.1",), "1.1"), (("--no-alpn",), "1.1"))
+
+
+def check_curl(server: StoreServer, authority: Authority) -> None:
+    """Look at what the store serves beside gRPC, with each version of HTTP."""
+    curl = shutil.which("curl")
+    if curl is None:
+        return
+    own = authority.issue("curl")
+    line = [curl, "-sS", "--max-time", "10", "--cacert", str(authority.path)]
+    line += ["--cert", str(own.cert), "--key", str(own.key), "-w", "\n%{http_version} %{http_code}"]
+    for words, version in CURL:
+        for path, said, code in (
+            ("health", '"health":"true"', 200),
+            ("health?exclude=NOSPACE", '"health":"true"', 200),
+            ("version", "etcdserver", 200),
+            ("metrics", "etcd_server_has_leader 1", 200),
+            ("readyz?verbose", "[+]data_corruption ok", 200),
+            ("nowhere", "404", 404),
+        ):
             printed = subprocess.run(
-                [*line, f"{server.endpoint}/{path}"], capture_output=True, text=True, timeout=20
-            )
-            assert said in printed.stdout, printed
+                [*line, *words, f"{server.endpoint}/{path}"],
+                capture_output=True,
+                text=True,
+                timeout=20,
+            ).stdout
+            assert said in printed, printed
+            assert printed.endswith(f"\n{version} {code}"), (words, printed[-100:])
+        head = [*line, *words, "--head", f"{server.endpoint}/version"]
+        printed = subprocess.run(head, capture_output=True, text=True, timeout=20).stdout
+        assert f"HTTP/{version} 200" in printed, printed
+        assert "content-length:" in printed.lower(), printed

@@ -150,10 +150,16 @@ int trimaran_rpc_next_event(trimaran_rpc_server *server, trimaran_rpc_event *eve
 /* Each cold call is Python's until it releases it, whatever became of the stream. Releasing an
  * unfinished call cancels it. */
 void trimaran_rpc_release(trimaran_rpc_call *call);
+/* Whether a cold call is HTTP without gRPC: a GET or HEAD, ended by an answer instead of messages
+ * and a status. Its body, if any, is dropped. */
+int trimaran_rpc_is_plain(const trimaran_rpc_call *call);
+/* End such a call; content_type may be "", body is empty for HEAD whatever content_length says. */
+void trimaran_rpc_answer(trimaran_rpc_call *call, int http_status, const char *content_type,
+                         uint64_t content_length, const uint8_t *body, size_t size);
 /* Request bytes Python has taken off its queue; re-opens the client's window. */
 void trimaran_rpc_consumed(trimaran_rpc_call *call, size_t size);
 /* The request headers as a run of (name size, value size: 16 bits each, native order), name, value;
- * the first is ":path". */
+ * ":path" is among them, and ":method" where it is GET or HEAD. */
 const uint8_t *trimaran_rpc_headers(const trimaran_rpc_call *call, size_t *size);
 /* The client's time limit in microseconds, 0 where it gave none. */
 uint64_t trimaran_rpc_timeout_us(const trimaran_rpc_call *call);

@@ -150,6 +150,11 @@ static void reset(trimaran_rpc_call *call, uint32_t code) {
     call->flags |= CALL_FINISHED | CALL_RELEASED;
 }
 
+/* Whether this is for the HTTP server: what probes and browsers ask, of no method served here. */
+static bool is_plain(const trimaran_rpc_call *call) {
+    return call->flags & CALL_COLD && call->seen & SEEN_GET && !(call->seen & SEEN_CONTENT_TYPE);
+}
+
 /* The request headers are complete: refuse what is not gRPC, announce what is. */
 void trimaran_rpc_call_open(trimaran_rpc_call *call) {
     if (call->flags & CALL_DISCARD) {
@@ -166,7 +171,9 @@ void trimaran_rpc_call_open(trimaran_rpc_call *call) {
     }
     const char *message = NULL;
     int http_status = 200, status = 13;
-    if (!(call->seen & SEEN_POST)) {
+    if (is_plain(call)) {
+        call->flags |= CALL_PLAIN;
+    } else if (!(call->seen & SEEN_POST)) {
         http_status = 405;
         message = "Received a HEADERS frame whose :method is not POST";
     } else if (!(call->seen & SEEN_CONTENT_TYPE)) {
@@ -307,7 +314,7 @@ static size_t assemble(trimaran_rpc_call *call, const uint8_t *data, size_t size
 
 /* Request bytes as they come; a message that lies whole in them is delivered from where it is. */
 void trimaran_rpc_call_receive(trimaran_rpc_call *call, const uint8_t *data, size_t size) {
-    while (size > 0 && !(call->flags & CALL_FINISHED)) {
+    while (size > 0 && !(call->flags & (CALL_FINISHED | CALL_PLAIN))) {
         size_t used;
         if (call->prefix_size == 0 && size >= PREFIX_BYTES && data[0] == 0) {
             int64_t wanted = check_prefix(call, data);

@@ -84,7 +84,13 @@ static void pseudo_header(trimaran_rpc_call *call, const uint8_t *name, size_t n
             keep_header(call, name, name_size, value, value_size);
         }
     } else if (is(name, name_size, ":method")) {
-        which = SEEN_METHOD | (is(value, value_size, "POST") ? SEEN_POST : 0);
+        which = SEEN_METHOD;
+        if (is(value, value_size, "POST")) {
+            which |= SEEN_POST;
+        } else if (is(value, value_size, "GET") || is(value, value_size, "HEAD")) {
+            which |= SEEN_GET;
+            keep_header(call, name, name_size, value, value_size);
+        }
     } else if (is(name, name_size, ":scheme")) {
         which = SEEN_SCHEME;
     } else if (is(name, name_size, ":authority")) {

@@ -58,6 +58,7 @@ enum call_flags {
     CALL_OPENED = 512,       /* request headers were good */
     CALL_DISCARD = 1024,     /* header list too large: the stream is being reset */
     CALL_GZIP = 2048,        /* grpc-encoding: gzip */
+    CALL_PLAIN = 4096,       /* HTTP without gRPC: answered by trimaran_rpc_answer */
 };
 
 /* Request header fields that decide about the call, noted as they come. */
@@ -72,6 +73,7 @@ enum seen_flags {
     SEEN_AUTHORITY = 128,
     SEEN_REGULAR = 256,      /* a field that is not a pseudo-header */
     SEEN_UNSOUND = 512,      /* not a well-formed HTTP/2 request */
+    SEEN_GET = 1024,         /* GET or HEAD */
 };
 
 struct trimaran_rpc_call {

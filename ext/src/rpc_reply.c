@@ -1,5 +1,7 @@
 /* What a call answers: framed messages, then the status, as nghttp2 frames. */
 #include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -75,7 +77,9 @@ static ssize_t read_data(nghttp2_session *session, int32_t stream_id, uint8_t *b
         call->flags |= CALL_DEFERRED;
         return NGHTTP2_ERR_DEFERRED;
     }
-    if (size <= length && call->flags & CALL_FINISHED) {
+    if (size <= length && call->flags & CALL_PLAIN) {
+        *flags |= NGHTTP2_DATA_FLAG_EOF;
+    } else if (size <= length && call->flags & CALL_FINISHED) {
         *flags |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM;
         nghttp2_nv fields[2];
         size_t count = status_fields(call, fields);
@@ -224,5 +228,42 @@ void trimaran_rpc_finish(trimaran_rpc_call *call, int status, const char *messag
         return;
     }
     call->flags |= CALL_FINISHED;
-    trimaran_rpc_respond(call, 200, status, message);
+    trimaran_rpc_respond(call, call->flags & CALL_PLAIN ? 503 : 200, status, message);
+}
+
+static nghttp2_nv copied(const char *name, const char *value) {
+    return (nghttp2_nv){(uint8_t *)name, (uint8_t *)value, strlen(name), strlen(value),
+                        NGHTTP2_NV_FLAG_NONE};
+}
+
+int trimaran_rpc_is_plain(const trimaran_rpc_call *call) {
+    return (call->flags & CALL_PLAIN) != 0;
+}
+
+void trimaran_rpc_answer(trimaran_rpc_call *call, int http_status, const char *content_type,
+                         uint64_t content_length, const uint8_t *body, size_t size) {
+    assert(call->flags & CALL_PLAIN);
+    assert(size == 0 || size == content_length);
+    if (call->flags & (CALL_GONE | CALL_FINISHED)) {
+        return;
+    }
+    if (call->connection->queued_bytes > call->server->options.queued_bytes_max) {
+        trimaran_rpc_finish(call, STATUS_UNAVAILABLE, "too many replies are unread");
+        return;
+    }
+    char status[16], length[24];
+    snprintf(status, sizeof status, "%d", http_status);
+    snprintf(length, sizeof length, "%" PRIu64, content_length);
+    nghttp2_nv fields[] = {copied(":status", status), copied("content-length", length),
+                           copied("content-type", content_type)};
+    size_t count = *content_type != 0 ? 3 : 2;
+    call->flags |= CALL_FINISHED | CALL_RESPONDED;
+    nghttp2_data_provider provider = {.source = {.ptr = call}, .read_callback = read_data};
+    if (size > 0) {
+        trimaran_rpc_buffer_append(&call->out, body, size);
+        call->connection->queued_bytes += size;
+    }
+    nghttp2_submit_response(call->connection->session, call->stream_id, fields, count,
+                            size > 0 ? &provider : NULL);
+    trimaran_rpc_mark_dirty(call->connection);
 }

@@ -151,8 +151,7 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t stream_id, c
 
 static int on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user) {
     trimaran_rpc_connection *connection = user;
-    if (frame->hd.type != NGHTTP2_HEADERS) {
-        connection->sent_since_ping |= frame->hd.type == NGHTTP2_DATA;
+    if (frame->hd.type != NGHTTP2_HEADERS && frame->hd.type != NGHTTP2_DATA) {
         return 0;
     }
     connection->sent_since_ping = true;
