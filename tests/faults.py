@@ -1,9 +1,11 @@
 """Run faults on clusters of real processes, many times, and print a table.
 
     .venv/bin/python tests/faults.py --rounds 10 --scenario all [--kind trimaran] [--seed N]
+    .venv/bin/python tests/faults.py --rounds 10 --scenario failpoints
 
-Needs root. The scenarios are those of store_scenarios.py. A violation ends the run with the text
-of what was found; the cluster's folder with logs and histories is then kept.
+Needs root. The scenarios are those of store_scenarios.py ("all") and the members killed at a
+failpoint of store_failpoints.py ("failpoints"); each also by its own name. A violation ends the
+run with the text of what was found; the cluster's folder with logs and histories is then kept.
 
 "back" is the time from the moment where a majority could serve to the first write that was asked
 for after it and acknowledged; "silent" the longest time without any acknowledged write.
@@ -16,8 +18,10 @@ import statistics
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from pathlib import Path
 
+import store_failpoints
 from store_cluster import Cluster, why_not
 from store_scenarios import SCENARIOS, Result, run
 
@@ -32,11 +36,14 @@ def run_rounds(name: str, options: argparse.Namespace) -> tuple[list[Result], li
     try:
         for number in range(options.rounds):
             if cluster is None:
-                cluster = Cluster(options.kind, options.size or SIZE.get(name, 3))
+                flags = store_failpoints.FLAGS if name in store_failpoints.PLACES else ()
+                size = options.size or SIZE.get(name, 3)
+                cluster = Cluster(options.kind, size, arguments=flags)
                 cluster.start()
             seed = options.seed + number
             try:
-                results += run(cluster, [name], f"{name}-{number}/", seed)
+                run_it = store_failpoints.run if name in store_failpoints.PLACES else run
+                results += run_it(cluster, [name], f"{name}-{number}/", seed)
             except Exception:
                 kept = Path(tempfile.mkdtemp(prefix=f"trimaran-faults-kept-{name}-"))
                 shutil.copytree(cluster.folder, kept, dirs_exist_ok=True)
@@ -54,22 +61,28 @@ def run_rounds(name: str, options: argparse.Namespace) -> tuple[list[Result], li
 
 
 HEADINGS = (
-    f"{'scenario':<16} {'rounds':>6} {'back, median s':>14} {'worst s':>8} {'silent s':>8} "
+    f"{'scenario':<22} {'rounds':>6} {'back, median s':>14} {'worst s':>8} {'silent s':>8} "
     f"{'elections':>9} {'operations':>10} {'unanswered':>10} {'seconds':>8}"
 )
+
+
+def notes_of(results: list[Result]) -> str:
+    """What the rounds have to tell, each thing once and how often."""
+    counts = Counter(f"{name}: {note}" for r in results for name, note in r.notes.items())
+    return "".join(f"  {note} ({count})" for note, count in counts.items())
 
 
 def line_of(results: list[Result]) -> str:
     """One line of the table."""
     back = [result.back_s for result in results]
     return (
-        f"{results[0].name:<16} {len(results):>6} {statistics.median(back):>14.2f} "
+        f"{results[0].name:<22} {len(results):>6} {statistics.median(back):>14.2f} "
         f"{max(back):>8.2f} {max(r.counts['longest_silence_s'] for r in results):>8.2f} "
         f"{sum(result.elections for result in results):>9} "
         f"{sum(result.counts['answered'] for result in results):>10} "
         f"{sum(result.counts['unanswered_writes'] for result in results):>10} "
         f"{sum(result.seconds for result in results):>8.1f}"
-        f"{''.join(f'  {name}: {note}' for r in results for name, note in r.notes.items())}"
+        f"{notes_of(results)}"
     )
 
 
@@ -77,7 +90,9 @@ def main() -> int:
     """Run what the command line asks for; the exit code is 1 where anything failed."""
     parser = argparse.ArgumentParser(description="faults on clusters of real processes")
     parser.add_argument("--kind", default="trimaran", help="3.4 3.5 trimaran")
-    parser.add_argument("--scenario", nargs="+", default=["all"], choices=["all", *SCENARIOS])
+    families = {"all": list(SCENARIOS), "failpoints": list(store_failpoints.PLACES)}
+    choices = [*families, *SCENARIOS, *store_failpoints.PLACES]
+    parser.add_argument("--scenario", nargs="+", default=["all"], choices=choices)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--size", type=int, default=0, help="members; by default 3, a ring has 5")
     parser.add_argument("--seed", type=int, default=0)
@@ -86,7 +101,7 @@ def main() -> int:
     if reason:
         print(f"faults: {reason}", file=sys.stderr)
         return 1
-    names = list(SCENARIOS) if "all" in options.scenario else options.scenario
+    names = [name for asked in options.scenario for name in families.get(asked, [asked])]
     print(HEADINGS, flush=True)
     table = []
     failures = []

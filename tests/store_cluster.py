@@ -177,13 +177,18 @@ class Member:
             *self.cluster.arguments,
         ]
 
-    def spawn(self) -> None:
-        """Start the process without waiting for it."""
+    def spawn(self, failpoint: str = "") -> None:
+        """Start the process without waiting for it.
+
+        Args:
+            failpoint: NAME or NAME:COUNT where it is to be killed; "" for nowhere.
+        """
         assert self.process is None, f"{self.name} runs already"
         enter = ["nsenter", f"--net={self.namespace.path}", f"--mount={self.cluster.mounts}"]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *enter, *self._command_line()],
+                env={**os.environ, "TRIMARAN_FAILPOINT": failpoint},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -358,7 +358,9 @@ def rolling_restart(run: Run) -> None:
         member.start()
 
 
-SCENARIOS: Final[dict[str, Callable[[Run], None]]] = {
+Scenario = Callable[[Run], None]
+
+SCENARIOS: Final[dict[str, Scenario]] = {
     scenario.__name__.replace("_", "-"): scenario
     for scenario in (
         *(kill_leader, kill_follower, pause_leader, pause_majority, partition_full),
@@ -368,14 +370,21 @@ SCENARIOS: Final[dict[str, Callable[[Run], None]]] = {
 }
 
 
-def run(cluster: Cluster, names: Sequence[str], prefix: str, seed: int) -> list[Result]:
+def run(
+    cluster: Cluster,
+    names: Sequence[str],
+    prefix: str,
+    seed: int,
+    scenarios: Mapping[str, Scenario] = SCENARIOS,
+) -> list[Result]:
     """Run scenarios one after the other under one load, on a healthy cluster.
 
     Args:
         cluster: is healthy again afterwards.
-        names: of SCENARIOS.
+        names: of the scenarios to be run.
         prefix: of the load's keys; of no run before.
         seed: of what is random here and in the load.
+        scenarios: all there are, by name.
 
     Raises:
         AssertionError: something was lost, torn, out of order or different between members.
@@ -384,7 +393,7 @@ def run(cluster: Cluster, names: Sequence[str], prefix: str, seed: int) -> list[
     try:
         assert load.ready.wait(READY_TIMEOUT_S), f"no load: {load.log_tail()}"
         rng = random.Random(seed)
-        results = [run_one(name, Run(cluster, load, rng)) for name in names]
+        results = [run_one(name, scenarios[name], Run(cluster, load, rng)) for name in names]
         history = load.finish()
     finally:
         load.close()
@@ -400,12 +409,12 @@ def run(cluster: Cluster, names: Sequence[str], prefix: str, seed: int) -> list[
     return results
 
 
-def run_one(name: str, work: Run) -> Result:
+def run_one(name: str, scenario: Scenario, work: Run) -> Result:
     """Run one scenario and wait until all members are healthy."""
     start_s = time.monotonic()
     term = term_of(work.cluster)
     work.hold(QUIET_S)
-    SCENARIOS[name](work)
+    scenario(work)
     work.cluster.wait_ready()
     work.hold(QUIET_S)
     return Result(

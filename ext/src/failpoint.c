@@ -52,6 +52,9 @@ void trimaran_failpoint_hit(void)
 {
     if (atomic_fetch_sub(&passes_left, 1) != 1)
         return;
+    /* So that a test knows what ended the process. */
+    dprintf(STDERR_FILENO, "trimaran: killed at the failpoint %s\n",
+            names[trimaran_failpoint_armed]);
     kill(getpid(), SIGKILL);
     for (;;)
         pause();
