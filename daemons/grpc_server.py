@@ -244,6 +244,11 @@ class GrpcServer:
         """TLS of the clients, None where it is off."""
         return None if self._secure is None else self._secure.tls
 
+    def end_revoked(self) -> None:
+        """End connections whose certificate has been revoked since they were let in."""
+        if self._secure is not None:
+            self._secure.end_revoked()
+
     async def stop(self, grace_s: float = 5.0) -> None:
         """Stop accepting, end streams, let other open calls finish, then end what is left.
 

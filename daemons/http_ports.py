@@ -39,6 +39,11 @@ class HttpPorts:
             else:
                 self._servers.append(await loop.create_server(self._http, sock=listening))
 
+    def end_revoked(self) -> None:
+        """End connections whose certificate has been revoked since they were let in."""
+        if self._secure is not None:
+            self._secure.end_revoked()
+
     def stop(self) -> None:
         """Accept no more."""
         for server in self._servers:

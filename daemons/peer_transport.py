@@ -16,7 +16,9 @@ from trimaran.daemons.peer_connection import (
     GREETING_TIMEOUT_S,
     Incoming,
     IncomingOwner,
+    Outgoing,
     PeerIdentity,
+    PeerRefusedError,
     PeerStream,
     make_hello,
 )
@@ -102,6 +104,7 @@ class PeerTransport(IncomingOwner):
         self._ungreeted: dict[Incoming, asyncio.TimerHandle] = {}
         self._receiving: dict[int, Incoming] = {}
         self._others: set[Incoming] = set()
+        self._streams: set[Outgoing] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -198,10 +201,29 @@ class PeerTransport(IncomingOwner):
                 connection = await open_connection(
                     url, self.identity, peer, Purpose.SNAPSHOT, self.tls
                 )
+                self._streams = {one for one in self._streams if not one.is_closed}
+                self._streams.add(connection)
                 return connection.become_stream(peer)
             except Exception as error:
                 reason = describe(error)
         raise ConnectionError(f"no connection to member {peer:x}: {reason}")
+
+    def end_revoked(self) -> None:
+        """End connections whose certificate has been revoked since they were opened."""
+        if self.tls is None or not self.tls.look():
+            return
+        for incoming in [*self._ungreeted, *self._receiving.values(), *self._others]:
+            text = self.tls.revocation(incoming.tls)
+            if text and not incoming.is_closed:
+                self._count_refusal(incoming, "revoked", f"{text}; its connection is ended")
+                incoming.write(encode_refusal(Refusal.CERTIFICATE))
+                incoming.close()
+        links = [link.connection for link in self.links.values() if link.connection is not None]
+        for outgoing in [*links, *self._streams]:
+            text = self.tls.revocation(outgoing.tls)
+            if text and not outgoing.is_closed:
+                self.refusals.counts["revoked"] += 1
+                outgoing.fail(PeerRefusedError(Refusal.CERTIFICATE, text, is_ours=True))
 
     # What incoming connections tell.
 

@@ -216,6 +216,7 @@ class SecureClients:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._servers: list[asyncio.Server] = []
+        self._open: set[SecureClient] = set()
         self._unsettled: dict[SecureClient, asyncio.TimerHandle] = {}
         self._carried: dict[rpc.RpcChannel, SecureClient] = {}
         self._waiting: list[SecureClient] = []
@@ -232,6 +233,15 @@ class SecureClients:
             server.close()
         for client in [*self._unsettled]:
             client.abort()
+
+    def end_revoked(self) -> None:
+        """End connections whose certificate has been revoked since they were let in."""
+        if self.tls.look():
+            for client in [*self._open]:
+                text = self.tls.revocation(client.tls)
+                if text and not client.is_closed:
+                    self.refuse(client, "revoked", f"{text}; its connection is ended")
+                    client.close()
 
     def has_output(self, channel: rpc.RpcChannel) -> None:
         """Note that the engine has bytes for a client."""
@@ -254,6 +264,7 @@ class SecureClients:
 
     def begun(self, client: SecureClient) -> None:
         """It was accepted."""
+        self._open.add(client)
         if len(self._unsettled) >= HANDSHAKES_MAX:
             oldest = next(iter(self._unsettled))
             self.refuse(oldest, "overload", "too many handshakes are under way")
@@ -288,6 +299,7 @@ class SecureClients:
 
     def ended(self, client: SecureClient, channel: rpc.RpcChannel | None) -> None:
         """Its connection is over."""
+        self._open.discard(client)
         self.settled(client)
         if channel is not None:
             self._carried.pop(channel, None)

@@ -54,6 +54,7 @@ from trimaran.wire import etcd_pb2 as pb
 
 LOG = logging.getLogger("trimaran.store")
 SEAL_INTERVAL_S = 0.1
+REVOCATION_INTERVAL_S = 1.0
 SEAL_BYTES = 64 * 1024**2
 
 Outcome = TypeVar("Outcome")
@@ -196,6 +197,7 @@ class Stored:
         self._loop.add_reader(self.member.state_fd, self._collect)
         self._every(self.options.heartbeat_interval_ms / 1000, self._tick)
         self._every(CHECK_INTERVAL_S, self._report_disk)
+        self._every(REVOCATION_INTERVAL_S, self.peers.transport.end_revoked)
         self._turn_soon()
 
     async def _serve(self, sockets: list[socket.socket]) -> None:
@@ -218,6 +220,8 @@ class Stored:
             bind_all(self.options.listen_metrics_urls, "--listen-metrics-urls")
         )
         self._every(self.options.watch_progress_notify_interval_s, self._progress)
+        self._every(REVOCATION_INTERVAL_S, self._server.end_revoked)
+        self._every(REVOCATION_INTERVAL_S, self._metrics.end_revoked)
 
     async def stop(self) -> None:
         """Finish what is under way, write everything to disk and let go of it."""

@@ -252,6 +252,7 @@ class TLSSide:
         self._alpn = tuple(alpn)
         self._told = ""
         self._loaded = _Loaded(settings, self._alpn)
+        self._looked_at = self._loaded.crl
         if self.expires_s < datetime.datetime.now(datetime.UTC).timestamp():
             LOG.warning("the certificate %s has expired", settings.cert_file)
 
@@ -286,13 +287,9 @@ class TLSSide:
         if data is None:
             return "", ""  # the handshake demanded one, where one is demanded
         certificate = x509.load_der_x509_certificate(data)
-        crl = self._current().crl
-        if (
-            crl is not None
-            and crl.issuer == certificate.issuer
-            and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
-        ):
-            return "revoked", f"certificate {certificate.serial_number:x} is revoked"
+        self._current()
+        if text := self._revocation(certificate):
+            return "revoked", text
         if settings.allowed_cn and common_name(certificate) not in settings.allowed_cn:
             return "wrong_name", f"common name '{common_name(certificate)}' is not allowed"
         if settings.allowed_hostname and not any(
@@ -300,6 +297,30 @@ class TLSSide:
         ):
             return "wrong_name", "the certificate is good for none of the allowed host names"
         return "", ""
+
+    def look(self) -> bool:
+        """Read files again that have changed; tells whether `revocation` may say more than before.
+
+        To be called now and then: connections that stand have been checked by an older list.
+        """
+        crl = self._current().crl
+        changed = crl is not None and crl is not self._looked_at
+        self._looked_at = crl
+        return changed
+
+    def revocation(self, channel: TLSChannel | None) -> str:
+        """Say that the certificate shown on a connection was revoked, "" where it was not."""
+        if channel is None or not channel.established or channel.certificate is None:
+            return ""
+        return self._revocation(x509.load_der_x509_certificate(channel.certificate))
+
+    def _revocation(self, certificate: x509.Certificate) -> str:
+        crl, serial = self._loaded.crl, certificate.serial_number
+        if crl is None or crl.issuer != certificate.issuer:
+            return ""
+        if crl.get_revoked_certificate_by_serial_number(serial) is None:
+            return ""
+        return f"certificate {serial:x} is revoked"
 
     async def check_address(self, channel: TLSChannel, host: str) -> tuple[str, str]:
         """Check that a certificate is good for the address that it comes from, as etcd does.

@@ -316,6 +316,54 @@ def test_a_client_with_a_bad_certificate_is_refused(
     assert sum("refused a client" in record.message for record in caplog.records) == 1
 
 
+def test_connections_of_a_revoked_client_are_ended(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = authority.issue("good"), authority.issue("bad")
+    authority.revoke()
+    writers = []  # one that is forgotten closes its connection
+
+    async def open_as(issued: Issued, port: int, protocol: str) -> asyncio.Future[bool]:
+        made = context(authority, protocol)
+        made.load_cert_chain(issued.cert, issued.key)
+        channel = TLSChannel(made, server_side=False, server_name="127.0.0.1")
+        reader, writer = await shake(channel, port)
+        channel.send(PREFACE if protocol == "h2" else b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(channel.output())
+        writers.append(writer)
+        assert await reader.read(1)
+        return asyncio.ensure_future(closes(reader))
+
+    async def scenario(server: GrpcServer, port: int) -> None:
+        assert server.refusals is not None
+        protocols = ("h2", "http/1.1")
+        stay = [await open_as(good, port, protocol) for protocol in protocols]
+        go = [await open_as(bad, port, protocol) for protocol in protocols]
+        server.end_revoked()
+        await asyncio.wait([*stay, *go], timeout=0.05)
+        assert not any(one.done() for one in (*stay, *go))
+        authority.revoke(bad.serial)
+        server.end_revoked()
+        await asyncio.gather(*go)
+        assert server.refusals.counts == {"revoked": 2}
+        server.end_revoked()
+        assert not any(one.done() for one in stay)
+        assert server.refusals.counts == {"revoked": 2}
+        assert server.counters()["connections"] == 1
+        await echoes(authority, port, good)
+        for one in stay:
+            one.cancel()
+
+    tls = server_side(
+        authority,
+        verifies_clients=True,
+        trusted_ca_file=str(authority.path),
+        crl_file=str(authority.crl_path),
+    )
+    run(tls, scenario)
+    assert sum("its connection is ended" in record.message for record in caplog.records) == 1
+
+
 def test_the_name_of_a_client_is_known(authority: Authority) -> None:
     own = authority.issue("alice")
     seen: list[str] = []

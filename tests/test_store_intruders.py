@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from etcd_server import (
 )
 from trimaran.client import Client, TLSOptions
 from trimaran.daemons.connection import TLSChannel
+from trimaran.errors import TrimaranError
 from trimaran.ext.checksum import crc32c
 from trimaran.store.peer_frames import (
     FRAME_BYTES_MAX,
@@ -223,6 +225,62 @@ def test_certificates_that_are_not_accepted(side: str, name: str, cluster: Clust
         assert [kind for kind, _ in frames] in ([], [REFUSED])
 
     check(cluster, f'trimaran_{side}_refused_total{{reason="{reason}"}}', attack)
+
+
+def test_who_is_revoked_is_cut_off(tmp_path: Path) -> None:
+    """Certificates that are revoked while connections are open: a member's and a client's."""
+    authority = Authority.create(tmp_path)
+    authority.revoke()
+    issued = [authority.issue(f"m{i}", hosts=LOOPBACK) for i in range(3)]
+    own, bad = authority.issue("own"), authority.issue("bad")
+    servers = make_servers(tls=files(authority, issued[0]), peer_tls=files(authority, issued[0]))
+    for server, cert in zip(servers, issued, strict=True):
+        server.tls = server.peer_tls = files(authority, cert)
+    with started(servers):
+        lost = next(i for i, server in enumerate(servers) if server is not wait_leader(servers))
+        rest = [server for server in servers if server is not servers[lost]]
+        cluster = Cluster(rest, authority, authority, own)
+
+        async def scenario() -> None:
+            trust = TLSOptions(authority.path, bad.cert, bad.key)
+            endpoints = [server.endpoint for server in rest]
+            async with Client(endpoints, tls=trust) as client:
+                await client.put("key", "before")
+                authority.revoke(issued[lost].serial, bad.serial)
+                with pytest.raises(TrimaranError):
+                    await put_on(client)
+
+        run(scenario())
+        for server in rest:
+            told = '{reason="revoked"}'
+            eventually_now(lambda s=server: active_peers(s) == 1)
+            assert metrics(server)[f"trimaran_peer_refused_total{told}"] >= 2
+            assert "is revoked; its connection is ended" in server.log_path.read_text()
+        assert sum(metrics(one)[f"trimaran_client_refused_total{told}"] for one in rest) >= 1
+        eventually_now(lambda: metrics(servers[lost])["etcd_server_has_leader"] == 0)
+        run(put(cluster, "and goes on"))
+
+
+async def put_on(client: Client) -> None:
+    """Write until that fails, for some seconds at most."""
+    async with asyncio.timeout(20):
+        while True:
+            await client.put("key", "still")
+            await asyncio.sleep(0.1)
+
+
+def active_peers(server: StoreServer) -> float:
+    """How many other members it is connected to."""
+    found = metrics(server).items()
+    return sum(value for name, value in found if name.startswith("etcd_network_active_peers"))
+
+
+def eventually_now(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Wait until something holds."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
 
 
 def test_a_member_with_a_wrong_name(cluster: Cluster) -> None:

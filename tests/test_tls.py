@@ -29,7 +29,7 @@ from trimaran.store.options_tls import (
     plain_urls_beside_tls,
 )
 from trimaran.store.peer_calls import PeerMethod
-from trimaran.store.peer_frames import encode_frame
+from trimaran.store.peer_frames import REFUSED, Refusal, encode_frame
 
 CLIENT = ["--listen-client-urls=https://a:1", "--advertise-client-urls=https://a:1"]
 PAIR = ["--cert-file=c", "--key-file=k"]
@@ -308,6 +308,49 @@ def test_files_are_read_again(authority: Authority, caplog: pytest.LogCaptureFix
         await one.transport.stop()
 
     run(main())
+
+
+def test_connections_of_a_revoked_member_are_ended(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        issued = [authority.issue(name, hosts=LOOPBACK) for name in "abc"]
+        authority.revoke()
+        crl = str(authority.crl_path)
+        sides = [side(authority, own, crl_file=crl if own is issued[0] else "") for own in issued]
+        sites = [await secure_site(i + 1, tls) for i, tls in enumerate(sides)]
+        for site in sites:
+            site.transport.set_peers({other.id: [other.url] for other in sites})
+        one, two, three = sites
+        for site in sites:
+            for other in sites:
+                if site is not other:
+                    await eventually(lambda a=site, b=other: a.transport.is_connected(b.id))
+        await one.transport.open_stream(2)
+        coming = await two.transport.open_stream(1)
+        await eventually(lambda: bool(one.streams))
+        one.transport.end_revoked()
+        assert one.transport.refusals.counts == {}
+
+        authority.revoke(issued[1].serial)
+        one.transport.end_revoked()
+        # Both directions, and both streams.
+        assert one.transport.refusals.counts["revoked"] == 4
+        assert (REFUSED, bytes([Refusal.CERTIFICATE])) == (await coming.receive() or ())[:2]
+        assert await coming.receive() is None
+        await eventually(lambda: not one.transport.is_connected(2))
+        await eventually(lambda: not two.transport.is_connected(1))
+        await eventually(lambda: ("CERTIFICATE", 1) in two.events)
+        assert one.transport.is_connected(3)
+        assert three.transport.is_connected(1)
+        assert one.transport.received_bytes[3] == 0
+        three.transport.send(1, encode_frame(80, b"hello"))
+        await eventually(lambda: one.frames == [(80, b"hello")])
+        for site in sites:
+            await site.transport.stop()
+
+    run(main())
+    assert "is revoked; its connection is ended" in caplog.text
 
 
 def test_a_member_makes_its_own_certificate(tmp_path: Path) -> None:
