@@ -57,6 +57,7 @@ UNGREETED_MAX: Final = 256  # connections that have not said who they are
 OTHERS_MAX: Final = 64  # connections for calls and snapshots
 CALL_TIMEOUT_S: Final = 10.0
 CALL_BYTES_MAX: Final = 2 * 1024**2
+PARTING_S: Final = 1.0  # how long a removed member is still sent to
 
 ServeCall = Callable[[int, int, bytes, Done], None]
 
@@ -106,6 +107,7 @@ class PeerTransport(IncomingOwner):
         self._others: set[Incoming] = set()
         self._streams: set[Outgoing] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._parting: dict[int, asyncio.TimerHandle] = {}
         self._stopping = False
 
     async def start(self, plain: Iterable[socket.socket], secure: Iterable[socket.socket]) -> None:
@@ -126,6 +128,9 @@ class PeerTransport(IncomingOwner):
         self._stopping = True
         for server in self._servers:
             server.close()
+        for timer in self._parting.values():
+            timer.cancel()
+        self._parting.clear()
         links = [*self.links.values()]
         self.links.clear()
         for link in links:
@@ -138,6 +143,9 @@ class PeerTransport(IncomingOwner):
     def set_peers(self, urls_by_id: Mapping[int, Sequence[str]]) -> None:
         """Say who the members are; this one and those without URLs are left out.
 
+        Who is no member any more is still sent to for a moment: that it has been removed, and what
+        it waits to be answered.
+
         Args:
             urls_by_id: URLs of the peers' side by member id.
         """
@@ -146,17 +154,23 @@ class PeerTransport(IncomingOwner):
             for peer, urls in urls_by_id.items()
             if urls and peer != self.identity.member_id
         }
-        for peer in [peer for peer in self.links if peer not in wanted]:
-            self._background(self.links.pop(peer).stop())
-            receiving = self._receiving.pop(peer, None)
-            if receiving is not None:
-                receiving.close()
+        for peer in self.links.keys() - wanted.keys() - self._parting.keys():
+            self._parting[peer] = self._loop.call_later(PARTING_S, self._part, peer)
+        for peer in self._parting.keys() & wanted.keys():
+            self._parting.pop(peer).cancel()
         for peer, urls in wanted.items():
             link = self.links.get(peer)
             if link is not None:
                 link.set_urls(urls)
             else:
                 self.links[peer] = self._add(peer, urls)
+
+    def _part(self, peer: int) -> None:
+        del self._parting[peer]
+        self._background(self.links.pop(peer).stop())
+        receiving = self._receiving.pop(peer, None)
+        if receiving is not None:
+            receiving.close()
 
     def send(self, peer: int, data: bytes) -> bool:
         """Send whole frames to a member.

@@ -83,7 +83,9 @@ class ClusterMethods:
         request = parse(pb.MemberRemoveRequest, data)
         keeper = self._store.node.members
         await self._change(lambda done: keeper.remove(request, done))
-        answer = pb.MemberRemoveResponse(header=self._header(), members=self._members())
+        # Where it is this one, the change itself may not come here any more.
+        left = [member for member in self._members() if member.ID != request.ID]
+        answer = pb.MemberRemoveResponse(header=self._header(), members=left)
         return answer.SerializeToString()
 
     async def member_update(self, data: bytes, call: Call) -> bytes:

@@ -131,11 +131,19 @@ class LeaseKeeper:
         self._time_here(_ID.unpack(payload)[0], told)
 
     def _renew_here(self, lease_id: int, done: RenewDone) -> None:
-        """Renew as leader: only after the others have confirmed that it leads still."""
+        """Renew as leader: only after the others have confirmed that it leads still.
+
+        A leader that is deposed meanwhile gets its read confirmed all the same, by the next one,
+        whose clock is the one to be set: the renewal goes there.
+        """
+        term = self._ports.term
 
         def confirmed(error: StoreError | None) -> None:
             if error is not None:
                 done(error)
+                return
+            if not self._leads_in(term):
+                self.renew(lease_id, done)
                 return
             now_s = self._ports.now_s
             lower = self.lessor.is_recorded_lower(lease_id)
@@ -151,13 +159,21 @@ class LeaseKeeper:
         self._ports.read(confirmed)
 
     def _time_here(self, lease_id: int, done: TimesDone) -> None:
+        term = self._ports.term
+
         def confirmed(error: StoreError | None) -> None:
             if error is not None:
                 done(error)
+            elif not self._leads_in(term):
+                self.time_to_live(lease_id, done)
             else:
                 done(self.lessor.time_to_live(lease_id, self._ports.now_s))
 
         self._ports.read(confirmed)
+
+    def _leads_in(self, term: int) -> bool:
+        """Whether this member has led ever since it did in that term."""
+        return self._ports.is_leader and self._ports.term == term
 
     def _expire(self, lease_id: int) -> None:
         def revoked(outcome: int | StoreError) -> None:

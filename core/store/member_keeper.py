@@ -72,6 +72,7 @@ class Ports(Protocol):
         done: ReadDone,
     ) -> None: ...
     def read(self, done: ReadDone) -> None: ...
+    def move_leader(self, target: int, done: ReadDone) -> None: ...
     def call_leader(self, method: PeerMethod, payload: bytes, done: Done) -> None: ...
 
 
@@ -253,7 +254,36 @@ class MemberKeeper:
         if not self._ports.is_leader:
             self._pass_on(PeerMethod.MEMBER_REMOVE, _bytes(request), done)
             return
+        heir = self._heir() if self._settings.member_id == request.ID else 0
+        if heir != 0:
+            self._hand_over(heir, request, done)
+            return
         self._queue_change(lambda table: plan_remove(table, request.ID, self.health()), done)
+
+    def _heir(self) -> int:
+        """The voter to lead next: of those that are connected the furthest, 0 where none is."""
+        progress = {
+            peer: self._ports.member.raft_progress(peer)
+            for peer in self._ports.member.members()["voters"]
+            if peer in self._connected_s
+        }
+        reached = {peer: known["match"] for peer, known in progress.items() if known is not None}
+        return max(reached, key=lambda peer: reached[peer], default=0)
+
+    def _hand_over(self, heir: int, request: pb.MemberRemoveRequest, done: MembersDone) -> None:
+        """Have another member remove this one, which leads.
+
+        A leader that removes itself is the only one to know for sure that the change is committed.
+        Where it ended before it could tell, the others would need its vote to find out.
+        """
+
+        def moved(error: StoreError | None) -> None:
+            if error is not None:
+                done(error)
+            else:
+                self._pass_on(PeerMethod.MEMBER_REMOVE, _bytes(request), done)
+
+        self._ports.move_leader(heir, moved)
 
     def update(self, request: pb.MemberUpdateRequest, done: MembersDone) -> None:
         """Give a member other peer URLs; done gets it as it is then."""
@@ -343,6 +373,11 @@ class MemberKeeper:
         def answered(outcome: bytes | StoreError) -> None:
             if not isinstance(outcome, StoreError):
                 member = pb.Member.FromString(outcome)
+                is_own = self._settings.member_id == member.ID
+                if is_own and one.method == PeerMethod.MEMBER_REMOVE:
+                    # The others answer no reads of this one any more.
+                    one.done(member)
+                    return
                 # The answer shall come from a table that has the change in it.
                 self._ports.read(lambda error: one.done(member if error is None else error))
             elif outcome.message in _NOT_BEGUN:
