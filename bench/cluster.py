@@ -56,6 +56,10 @@ TARGETS = {
 }
 
 
+KINDS_HELP = '3.4 3.5 trimaran, also with flags: "trimaran --lease-reads"'
+
+KIND_WIDTH = 22
+
 # By cluster: for each death, until the next answer in turn, and until the first of many.
 Pauses = dict[str, list[tuple[float, float]]]
 
@@ -253,7 +257,8 @@ def run_all(options: argparse.Namespace) -> tuple[list[Case], Pauses]:
         client = LoadClient(folder, options.keys)
         clusters = {}
         for kind in options.kinds:
-            servers = stack.enter_context(store_cluster(SIZE, kind))
+            server, *flags = kind.split()
+            servers = stack.enter_context(store_cluster(SIZE, server, arguments=flags))
             clusters[kind] = Members(servers)
             filling = Case(kind, "put", "leader", (10, 10))
             client.run(clusters[kind], filling, max(200, 3 * options.keys))
@@ -272,7 +277,8 @@ def table(cases: Sequence[Case], pauses: Pauses, reference: str) -> str:
     """Lay the cases out, each beside the reference."""
     base = {(c.operation, c.where, c.shape): c for c in cases if c.kind == reference}
     lines = [
-        f"{'operation':<10}{'at':<10}{'shape':>8}  {'cluster':<9}{'requests/s':>11}{'ratio':>7}"
+        f"{'operation':<10}{'at':<10}{'shape':>8}  {'cluster':<{KIND_WIDTH}}"
+        f"{'requests/s':>11}{'ratio':>7}"
         f"{'target':>8}{'p50 ms':>9}{'p99 ms':>9}{'p99 ratio':>10}{'CPU us':>8}  rounds"
     ]
     for case in cases:
@@ -285,7 +291,7 @@ def table(cases: Sequence[Case], pauses: Pauses, reference: str) -> str:
         target = TARGETS.get((case.operation, case.shape), 0)
         rounds = " ".join(f"{rate:,.0f}" for rate in case.rates)
         lines.append(
-            f"{case.operation:<10}{case.where:<10}{shape:>8}  {case.kind:<9}"
+            f"{case.operation:<10}{case.where:<10}{shape:>8}  {case.kind:<{KIND_WIDTH}}"
             f"{statistics.median(case.rates):>11,.0f}"
             f"{faster:>7}"
             f"{target if target and case.kind == 'trimaran' else '':>8}"
@@ -299,7 +305,7 @@ def table(cases: Sequence[Case], pauses: Pauses, reference: str) -> str:
         for name, figures in zip(("in turn", "first of many"), figures_of, strict=False):
             each = " ".join(f"{pause:.2f}" for pause in figures)
             middle = statistics.median(figures)
-            lines.append(f"leader's death  {kind:<9} {name:<14}{middle:.2f} s  {each}")
+            lines.append(f"leader's death  {kind:<{KIND_WIDTH}} {name:<14}{middle:.2f} s  {each}")
     return "\n".join(lines)
 
 
@@ -349,7 +355,7 @@ def parse(smoke: bool, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.02 if smoke else 2.0, help="of a round")
     parser.add_argument("--pause-s", type=float, default=0.0 if smoke else 0.5)
     parser.add_argument("--deaths", type=int, default=0 if smoke else 5, help="of leaders")
-    parser.add_argument("--kinds", nargs="+", default=["3.5", "trimaran"], help="3.4 3.5 trimaran")
+    parser.add_argument("--kinds", nargs="+", default=["3.5", "trimaran"], help=KINDS_HELP)
     parser.add_argument("--operations", nargs="+", default=list(PATHS), choices=list(PATHS))
     parser.add_argument("--shapes", nargs="+", type=_shape, default=shapes, metavar="CxS")
     parser.add_argument("--keys", type=int, default=100 if smoke else 1000, help="at random")
@@ -368,7 +374,7 @@ def main(smoke: bool = False, arguments: Sequence[str] = ()) -> int:
     """
     options = parse(smoke, arguments)
     for kind in list(options.kinds):
-        reason = missing_reason(kind)
+        reason = missing_reason(kind.split()[0])
         if reason:
             print(f"without {kind}: {reason}")
             options.kinds.remove(kind)

@@ -12,6 +12,7 @@ from trimaran.store.options import StoreOptions
 
 LEADER_ROLE = 2
 LOG_WAIT_S = 0.05  # a safety net: the log's descriptor tells
+CLOCK_DRIFT_MAX = 0.1  # between the fastest and the slowest of a cluster
 REQUEST_TIMEOUT_S = 5.0  # and two election time-outs on top, as etcd counts
 
 
@@ -67,7 +68,20 @@ def member_options(options: StoreOptions, directory: DataDirectory) -> MemberOpt
         bootstrap=directory.bootstrap,
         request_timeout_ticks=int(request_timeout_s(options) / tick_s),
         pre_vote=options.pre_vote,
+        lease_us=lease_us(options),
     )
+
+
+def lease_us(options: StoreOptions) -> int:
+    """Return how long a leader may answer reads after a round of heartbeats; 0 for not at all.
+
+    The others elect nobody for an election time-out, of which their first tick may be nearly over
+    already; the rest is shortened for clocks that do not run at one speed.
+    """
+    if not options.lease_reads:
+        return 0
+    ticks = options.election_timeout_ms // options.heartbeat_interval_ms - 1
+    return int(ticks * options.heartbeat_interval_ms * 1000 * (1 - CLOCK_DRIFT_MAX))
 
 
 def is_alone(member: engine.Member, member_id: int) -> bool:

@@ -31,11 +31,11 @@ GROUPS = {
 _prefixes = (f"group{number}/" for number in itertools.count())
 
 
-def make_cluster(kind: str, size: int = 3) -> Cluster:
+def make_cluster(kind: str, size: int = 3, *arguments: str) -> Cluster:
     reason = why_not(kind)
     if reason:
         pytest.skip(reason)
-    return Cluster(kind, size)
+    return Cluster(kind, size, arguments=arguments)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,12 @@ def test_nothing_is_lost_elsewhere(kind: str, size: int, name: str) -> None:
     """On five members; and on etcd, to see that the test asks for nothing that etcd does not do."""
     with make_cluster(kind, size) as cluster:
         run(cluster, [name], "elsewhere/", seed=1)
+
+
+def test_leases_serve_no_old_values() -> None:
+    """Where the leader answers reads by its clock, and is deposed without knowing it."""
+    with make_cluster(KIND, 3, "--lease-reads") as cluster:
+        run(cluster, ["pause-leader", "leader-alone", "leader-mute"], "leases/", seed=1)
 
 
 def test_every_scenario_is_run() -> None:

@@ -51,6 +51,8 @@ def test_defaults_are_those_of_etcd() -> None:
         (["--listen-peer-urls=http://[::1]:1, http://a:2/"], {}, "listen_peer_urls", 0),
         (["--max-request-bytes=1073741824"], {}, "max_request_bytes", 1 << 30),
         (["--pre-vote"], {}, "pre_vote", True),
+        ([], {}, "lease_reads", False),
+        (["--lease-reads"], {}, "lease_reads", True),
         (["--pre-vote=F"], {}, "pre_vote", False),
         (["--strict-reconfig-check", "--name=n"], {}, "strict_reconfig_check", True),
         ([], {"ETCD_STRICT_RECONFIG_CHECK": "false"}, "strict_reconfig_check", False),

@@ -19,6 +19,7 @@ class ClusterOptions:
     force_new_cluster: bool = False
     strict_reconfig_check: bool = True
     pre_vote: bool = True
+    lease_reads: bool = False
     max_learners: int = 1
     initial_election_tick_advance: bool = True
     discovery_srv: str = ""
@@ -73,6 +74,12 @@ CLUSTER_FLAGS: Final = (
         "refuse changes of members that could lose the majority",
     ),
     Flag("pre-vote", "pre_vote", "bool", "ask before an election whether it could be won"),
+    Flag(
+        "lease-reads",
+        "lease_reads",
+        "bool",
+        "answer reads while the leader's lease lasts; trusts the clocks, on all members or none",
+    ),
     Flag(
         "max-learners",
         "max_learners",
