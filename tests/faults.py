@@ -1,11 +1,11 @@
 """Run faults on clusters of real processes, many times, and print a table.
 
     .venv/bin/python tests/faults.py --rounds 10 --scenario all [--kind trimaran] [--seed N]
-    .venv/bin/python tests/faults.py --rounds 10 --scenario failpoints
+    .venv/bin/python tests/faults.py --rounds 10 --scenario failpoints everywhere
 
-Needs root. The scenarios are those of store_scenarios.py ("all") and the members killed at a
-failpoint of store_failpoints.py ("failpoints"); each also by its own name. A violation ends the
-run with the text of what was found; the cluster's folder with logs and histories is then kept.
+Needs root. The scenarios are those of store_scenarios.py ("all"), and those of store_failpoints.py
+with one member killed at a failpoint ("failpoints") or all of them ("everywhere"); each also by its
+own name. A violation ends the cluster, whose folder with logs and histories is then kept.
 
 "back" is the time from the moment where a majority could serve to the first write that was asked
 for after it and acknowledged; "silent" the longest time without any acknowledged write.
@@ -36,13 +36,13 @@ def run_rounds(name: str, options: argparse.Namespace) -> tuple[list[Result], li
     try:
         for number in range(options.rounds):
             if cluster is None:
-                flags = store_failpoints.FLAGS if name in store_failpoints.PLACES else ()
+                flags = () if name in SCENARIOS else store_failpoints.FLAGS
                 size = options.size or SIZE.get(name, 3)
                 cluster = Cluster(options.kind, size, arguments=flags)
                 cluster.start()
             seed = options.seed + number
             try:
-                run_it = store_failpoints.run if name in store_failpoints.PLACES else run
+                run_it = run if name in SCENARIOS else store_failpoints.run
                 results += run_it(cluster, [name], f"{name}-{number}/", seed)
             except Exception:
                 kept = Path(tempfile.mkdtemp(prefix=f"trimaran-faults-kept-{name}-"))
@@ -61,7 +61,7 @@ def run_rounds(name: str, options: argparse.Namespace) -> tuple[list[Result], li
 
 
 HEADINGS = (
-    f"{'scenario':<22} {'rounds':>6} {'back, median s':>14} {'worst s':>8} {'silent s':>8} "
+    f"{'scenario':<33} {'rounds':>6} {'back, median s':>14} {'worst s':>8} {'silent s':>8} "
     f"{'elections':>9} {'operations':>10} {'unanswered':>10} {'seconds':>8}"
 )
 
@@ -76,7 +76,7 @@ def line_of(results: list[Result]) -> str:
     """One line of the table."""
     back = [result.back_s for result in results]
     return (
-        f"{results[0].name:<22} {len(results):>6} {statistics.median(back):>14.2f} "
+        f"{results[0].name:<33} {len(results):>6} {statistics.median(back):>14.2f} "
         f"{max(back):>8.2f} {max(r.counts['longest_silence_s'] for r in results):>8.2f} "
         f"{sum(result.elections for result in results):>9} "
         f"{sum(result.counts['answered'] for result in results):>10} "
@@ -90,8 +90,12 @@ def main() -> int:
     """Run what the command line asks for; the exit code is 1 where anything failed."""
     parser = argparse.ArgumentParser(description="faults on clusters of real processes")
     parser.add_argument("--kind", default="trimaran", help="3.4 3.5 trimaran")
-    families = {"all": list(SCENARIOS), "failpoints": list(store_failpoints.PLACES)}
-    choices = [*families, *SCENARIOS, *store_failpoints.PLACES]
+    families = {
+        "all": list(SCENARIOS),
+        "failpoints": list(store_failpoints.PLACES),
+        "everywhere": list(store_failpoints.EVERYWHERE),
+    }
+    choices = [*families, *(name for names in families.values() for name in names)]
     parser.add_argument("--scenario", nargs="+", default=["all"], choices=choices)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--size", type=int, default=0, help="members; by default 3, a ring has 5")

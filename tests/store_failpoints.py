@@ -69,7 +69,7 @@ class Strike:
         self.voters = set(range(run.cluster.size))
         self._died = threading.Event()
         self._died_ns = 0
-        self._log_start = 0
+        self._log_starts: dict[int, int] = {}
         self._is_over = False
 
     def others(self) -> list[Member]:
@@ -96,7 +96,7 @@ class Strike:
     def spawn_armed(self, member: Member) -> None:
         """Start a member, which does not run, with the failpoint armed."""
         self.victim = member
-        self._log_start = member.log_path.stat().st_size if member.log_path.exists() else 0
+        self._log_starts[member.number] = member.log_path.stat().st_size
         member.spawn(f"{self.name}:{self.count}")
         threading.Thread(target=self._watch, args=(member.process,), daemon=True).start()
 
@@ -180,12 +180,7 @@ class Strike:
         self._is_over = True
         victim = self.victim
         assert victim is not None
-        assert victim.process is not None
-        assert victim.process.returncode == -signal.SIGKILL, victim.log_tail()
-        with victim.log_path.open("rb") as log:
-            log.seek(self._log_start)
-            told = f"trimaran: killed at the failpoint {self.name}\n"
-            assert told in log.read().decode(errors="replace"), victim.log_tail()
+        self.check_death(victim)
         others_can_serve = self.others_can_serve()
         if others_can_serve:
             self.service_is_back(self._died_ns)
@@ -200,18 +195,85 @@ class Strike:
             self.service_is_back(time.monotonic_ns())
         self.run.notes["killed"] = self.role
 
+    def check_death(self, member: Member) -> None:
+        """Check that a member was killed at the failpoint and by nothing else."""
+        assert member.process is not None
+        assert member.process.wait(0) == -signal.SIGKILL, member.log_tail()
+        with member.log_path.open("rb") as log:
+            log.seek(self._log_starts[member.number])
+            told = f"trimaran: killed at the failpoint {self.name}\n"
+            assert told in log.read().decode(errors="replace"), member.log_tail()
+
     def finish(self) -> None:
         """Wait until the victim is killed, and until all is as it should be."""
         assert self.victim is not None
         where = f"{self.victim.name} does not come to {self.name}:{self.count}"
         assert self._died.wait(REACHED_TIMEOUT_S), where
         self.recover()
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until all members are healthy and nothing half done is left of any state."""
         self.run.cluster.wait_ready()
         self.run.majority()
         deadline_s = time.monotonic() + INSTALLED_TIMEOUT_S
-        while leftovers := LEFTOVERS & set(names_in(self.victim)):
-            assert time.monotonic() < deadline_s, f"{self.victim.name} keeps {leftovers}"
-            time.sleep(0.05)
+        for member in self.run.members:
+            while leftovers := LEFTOVERS & set(names_in(member)):
+                assert time.monotonic() < deadline_s, f"{member.name} keeps {leftovers}"
+                time.sleep(0.05)
+
+
+class StrikeAll(Strike):
+    """The same place armed in all members: a majority is killed there, one after the other.
+
+    What the first one was killed at, a record or an entry, is what the next one comes to.
+    """
+
+    def arm(self, role: str = "any") -> None:
+        """Restart all members with the failpoint armed, whatever they become."""
+        self.role = "any"
+        for member in self.run.members:
+            member.kill()
+        for member in self.run.members:
+            self._log_starts[member.number] = member.log_path.stat().st_size
+            member.spawn(f"{self.name}:{self.count}")
+        while not self.has_died() and not all(m.healthy() for m in self.running()):
+            time.sleep(0.02)
+
+    def running(self) -> list[Member]:
+        """Members whose process has not ended."""
+        return [m for m in self.run.members if m.process is not None and not m.has_ended()]
+
+    def has_died(self) -> bool:
+        """Whether a majority was killed."""
+        return not self._is_over and 2 * len(self.running()) < self.run.cluster.size
+
+    def recover(self) -> None:
+        """Check what ended them, and start all again."""
+        self._is_over = True
+        running = self.running()
+        for member in self.run.members:
+            if member not in running:
+                self.check_death(member)
+        for member in self.run.members:
+            member.kill()
+        for member in self.run.members:
+            member.spawn()
+        while 2 * sum(member.listens() for member in self.run.members) < self.run.cluster.size:
+            assert not any(member.has_ended() for member in self.run.members)
+            time.sleep(0.005)
+        self.service_is_back(time.monotonic_ns())
+        self.run.notes["killed"] = self.run.cluster.size - len(running)
+
+    def finish(self) -> None:
+        """Wait until a majority is killed, and until all is as it should be."""
+        deadline_s = time.monotonic() + REACHED_TIMEOUT_S
+        while not self._is_over:
+            assert time.monotonic() < deadline_s, f"no majority comes to {self.name}"
+            if self.has_died():
+                self.recover()
+            time.sleep(0.02)
+        self.settle()
 
 
 def names_in(member: Member) -> list[str]:
@@ -382,11 +444,26 @@ PLACES: Final = {
 }
 
 
+# Where all members come, one like the other.
+EVERYWHERE: Final = {
+    f"{name}-everywhere": name
+    for name, place in PLACES.items()
+    if place.lead in (work, compact, apply)
+}
+
+
 def strike_at(name: str, before: int, run: Run) -> None:
-    """Kill a member at a failpoint."""
-    place = PLACES[name]
-    strike = Strike(run, name, run.rng.choice(place.counts), before)
-    place.lead(strike)
+    """Kill a member at a failpoint, or all of them."""
+    place = PLACES[EVERYWHERE.get(name, name)]
+    count = run.rng.choice(place.counts)
+    lead = place.lead
+    if name in EVERYWHERE:
+        strike: Strike = StrikeAll(run, EVERYWHERE[name], count, before)
+        if lead is apply:
+            strike.count, lead = run.rng.randint(1, 2), visit
+    else:
+        strike = Strike(run, name, count, before)
+    lead(strike)
     strike.finish()
 
 
@@ -409,7 +486,7 @@ def run(cluster: Cluster, names: Sequence[str], prefix: str, seed: int) -> list[
 
     Args:
         cluster: started with FLAGS; is healthy again afterwards.
-        names: of failpoints; one compaction at most.
+        names: of PLACES or EVERYWHERE; one compaction at most.
         prefix, seed: of the load.
     """
     before = fill(cluster, random.Random(seed))
