@@ -36,6 +36,11 @@ FALLING_BEHIND_TRIES: Final = 4
 TRY_S: Final = 2.0
 REACHED_TIMEOUT_S: Final = 40.0
 INSTALLED_TIMEOUT_S: Final = 10.0
+# Where the next start goes on with what was not finished, and can be killed once more.
+AGAIN: Final = {
+    "install-reset": ("install-rename", "install-placed"),
+    "install-rename": ("install-rename", "install-placed"),
+}
 LEFTOVERS: Final = {"state.new", "state.copy", "state.old"}
 # What an answer may say where an earlier try, whose answer was lost, has done what was asked.
 DONE: Final = {
@@ -55,7 +60,8 @@ class Strike:
 
     Attributes:
         victim: the member with the failpoint armed.
-        role: what the victim is: "leader", "follower" or "learner".
+        wanted: what the victim is to be: "leader", "follower" or "learner".
+        role: what it was when last looked at.
         voters: the members that count for a majority.
     """
 
@@ -64,7 +70,7 @@ class Strike:
         self.name = name
         self.count = count
         self.before = before
-        self.role = "follower"
+        self.wanted = self.role = "follower"
         self.victim: Member | None = None
         self.voters = set(range(run.cluster.size))
         self._died = threading.Event()
@@ -87,17 +93,17 @@ class Strike:
         _, follower = self.run.leader_and_follower()
         follower.kill()
         self.spawn_armed(follower)
-        self.role = self.run.rng.choice(("leader", "follower")) if role == "any" else role
+        self.wanted = self.run.rng.choice(("leader", "follower")) if role == "any" else role
         while not self.has_died() and not follower.healthy():
             time.sleep(0.02)
-        if self.role == "leader":
+        if self.wanted == "leader":
             self.lead()
 
-    def spawn_armed(self, member: Member) -> None:
-        """Start a member, which does not run, with the failpoint armed."""
+    def spawn_armed(self, member: Member, armed: str = "") -> None:
+        """Start a member, which does not run, with a failpoint armed; by default with its own."""
         self.victim = member
         self._log_starts[member.number] = member.log_path.stat().st_size
-        member.spawn(f"{self.name}:{self.count}")
+        member.spawn(armed or f"{self.name}:{self.count}")
         threading.Thread(target=self._watch, args=(member.process,), daemon=True).start()
 
     def _watch(self, process: Any) -> None:
@@ -119,6 +125,7 @@ class Strike:
                 status = self.victim.call("Maintenance/Status", pb.StatusRequest(), TRY_S)
                 own_id = status.header.member_id
                 if status.leader == own_id:
+                    self.role = "leader"
                     return
                 move = pb.MoveLeaderRequest(targetID=own_id)
                 self.run.cluster.leader().call("Maintenance/MoveLeader", move, TRY_S)
@@ -133,7 +140,7 @@ class Strike:
         while time.monotonic() < deadline_s:
             if self.has_died():
                 self.recover()
-            elif self.role == "leader":
+            elif self.wanted == "leader":
                 self.lead()
             for member in self.run.members:
                 if member.process is None or member.number not in self.voters:
@@ -149,17 +156,19 @@ class Strike:
             time.sleep(0.1)
         raise AssertionError(f"{name} does not succeed: {failure}")
 
-    def fall_behind(self, member: Member) -> None:
-        """Kill a member and write so much that no leader has the log that it would need."""
-        member.kill()
+    def write_long_entry(self) -> None:
+        """Put a long entry into the log that changes nothing: its condition does not hold."""
+        txn = pb.TxnRequest()
+        never = pb.Compare(target=pb.Compare.VERSION, key=b"fill/0", version=1 << 60)
+        txn.compare.append(never)
+        put = pb.PutRequest(key=b"never", value=bytes(LOG_ENTRY_BYTES))
+        txn.success.add().request_put.CopyFrom(put)
+        self.call("KV/Txn", txn)
+
+    def outrun(self) -> None:
+        """Write so much that no leader has the log that a member that is down would need."""
         for _ in range(LOG_ENTRIES):
-            # The condition does not hold: the entry is long, and changes nothing.
-            txn = pb.TxnRequest()
-            never = pb.Compare(target=pb.Compare.VERSION, key=b"fill/0", version=1 << 60)
-            txn.compare.append(never)
-            put = pb.PutRequest(key=b"never", value=bytes(LOG_ENTRY_BYTES))
-            txn.success.add().request_put.CopyFrom(put)
-            self.call("KV/Txn", txn)
+            self.write_long_entry()
         self.run.hold()
 
     # What follows.
@@ -185,6 +194,12 @@ class Strike:
         if others_can_serve:
             self.service_is_back(self._died_ns)
             self.run.hold(store_scenarios.QUIET_S)
+        if self.run.rng.random() < 0.5:
+            for name in AGAIN.get(self.name, ()):
+                victim.kill()
+                self.spawn_armed(victim, f"{name}:1")
+                self.check_death(victim, name)
+                self.run.notes["again"] = name
         victim.kill()
         victim.spawn()
         if not others_can_serve:
@@ -195,13 +210,14 @@ class Strike:
             self.service_is_back(time.monotonic_ns())
         self.run.notes["killed"] = self.role
 
-    def check_death(self, member: Member) -> None:
-        """Check that a member was killed at the failpoint and by nothing else."""
+    def check_death(self, member: Member, name: str = "") -> None:
+        """Check that a member was killed at its failpoint and by nothing else."""
         assert member.process is not None
-        assert member.process.wait(0) == -signal.SIGKILL, member.log_tail()
+        code = member.process.wait(REACHED_TIMEOUT_S)
+        assert code == -signal.SIGKILL, member.log_tail()
         with member.log_path.open("rb") as log:
             log.seek(self._log_starts[member.number])
-            told = f"trimaran: killed at the failpoint {self.name}\n"
+            told = f"trimaran: killed at the failpoint {name or self.name}\n"
             assert told in log.read().decode(errors="replace"), member.log_tail()
 
     def finish(self) -> None:
@@ -231,7 +247,6 @@ class StrikeAll(Strike):
 
     def arm(self, role: str = "any") -> None:
         """Restart all members with the failpoint armed, whatever they become."""
-        self.role = "any"
         for member in self.run.members:
             member.kill()
         for member in self.run.members:
@@ -286,6 +301,15 @@ def work(strike: Strike) -> None:
     strike.arm()
 
 
+def write_much(strike: Strike) -> None:
+    """The load leads there, or so much data that the journal's ring is full."""
+    strike.arm()
+    for _ in range(strike.run.rng.choice((0, 2 * LOG_ENTRIES))):
+        if strike.has_died():
+            return
+        strike.write_long_entry()
+
+
 def compact(strike: Strike) -> None:
     """Compact something from before the load, whose events are needed in the end."""
     strike.arm()
@@ -307,7 +331,8 @@ def send(strike: Strike) -> None:
     strike.arm("leader")
     behind = strike.run.rng.choice(strike.others())
     for _ in range(FALLING_BEHIND_TRIES):
-        strike.fall_behind(behind)
+        behind.kill()
+        strike.outrun()
         behind.spawn()
         while not strike.has_died() and not behind.healthy():
             time.sleep(0.02)
@@ -316,10 +341,14 @@ def send(strike: Strike) -> None:
 
 
 def receive(strike: Strike) -> None:
-    """The victim is so far behind that it needs the state."""
+    """The victim is so far behind, or so new, that it needs the state."""
+    if strike.run.rng.random() < 0.4:
+        replace(strike, "learner")
+        return
     _, behind = strike.run.leader_and_follower()
     for _ in range(FALLING_BEHIND_TRIES):
-        strike.fall_behind(behind)
+        behind.kill()
+        strike.outrun()
         strike.spawn_armed(behind)
         while not strike.has_died() and not behind.healthy():
             time.sleep(0.02)
@@ -353,6 +382,9 @@ def replace(strike: Strike, role: str = "any") -> None:
     strike.call("Cluster/MemberAdd", add)
     lost.state = "existing"
     if role == "learner":
+        # Without this it could have the log from its beginning.
+        if not strike.name.startswith("membership"):
+            strike.outrun()
         strike.spawn_armed(lost)
     else:
         lost.spawn()
@@ -415,8 +447,8 @@ ONCE: Final = range(1, 2)
 PLACES: Final = {
     "log-append-before": Place(work, range(1, 200)),
     "log-append-after": Place(work, range(1, 200)),
-    "journal-recycle-before": Place(work, range(1, 5)),
-    "journal-recycle-after": Place(work, range(1, 5)),
+    "journal-recycle-before": Place(write_much, range(1, 5)),
+    "journal-recycle-after": Place(write_much, range(1, 5)),
     "log-compact-before": Place(work, range(1, 4)),
     "log-compact-after": Place(work, range(1, 4)),
     "state-persist-before": Place(work, range(1, 20)),
@@ -448,7 +480,7 @@ PLACES: Final = {
 EVERYWHERE: Final = {
     f"{name}-everywhere": name
     for name, place in PLACES.items()
-    if place.lead in (work, compact, apply)
+    if place.lead in (work, write_much, compact, apply)
 }
 
 
