@@ -9,13 +9,16 @@ import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from trimaran.daemons.data_directory import open_data_directory
+from trimaran.daemons.data_directory import DataDirectory, open_data_directory
 from trimaran.errors import ConfigError, CorruptionError
 from trimaran.ext.checksum import crc32c
+from trimaran.ext.raftlog import RaftLog
 from trimaran.ext.snapshot import CHUNK_BYTES, StateBuilder
+from trimaran.store.configuration import MEMBERS_ROW, decode_configuration, encode_members
 from trimaran.store.options import StoreOptions
 
 DIGEST_BYTES: Final = 32
@@ -26,6 +29,10 @@ _FACTS: Final = struct.Struct("<QQQQQqqQQ")
 _MAGIC: Final = b"TRSC"
 _REVISION: Final = struct.Struct(">q")
 
+# Where the log of a restored cluster begins: past the first entry of one that is founded anew, so
+# that who has only that, or nothing, is sent the state.
+BASE_INDEX: Final = 2
+BASE_TERM: Final = 1
 # What a cluster that is restored makes anew: who its members are and what they have proposed.
 MEMBERSHIP_ROWS: Final = (b"raft/", b"member/", b"removed/", b"cluster/", b"origin/")
 
@@ -82,10 +89,17 @@ class SnapshotFile:
             raise ConfigError(f"cannot read {self.path}: {error.strerror}") from None
 
     def _refuse(self, reason: str) -> CorruptionError:
-        return CorruptionError(f"{self.path} is refused: {reason}")
+        return CorruptionError(f"{self.path} is refused, and nothing was changed: {reason}")
 
-    def _chunks(self, file: BinaryIO, total_bytes: int) -> Iterator[bytes]:
+    def _chunks(self, file: BufferedReader, total_bytes: int) -> Iterator[bytes]:
         has_digest = total_bytes % ALIGNMENT == DIGEST_BYTES
+        if not file.peek(len(_MAGIC)).startswith(_MAGIC):
+            raise self._refuse(
+                "it is no snapshot of this store; those of etcd have another format: move its "
+                "keys with `etcdctl make-mirror`"
+            )
+        if not has_digest and total_bytes % ALIGNMENT != 0:
+            raise self._refuse(f"it is cut after {total_bytes} bytes; take another copy of it")
         if not has_digest and not self.skip_hash_check:
             raise self._refuse("its SHA-256 is missing; --skip-hash-check takes it nevertheless")
         left, number, checksum = total_bytes - DIGEST_BYTES * has_digest, 0, 0
@@ -99,17 +113,19 @@ class SnapshotFile:
             number += 1
             yield chunk
         if has_digest and not self.skip_hash_check and file.read() != digest.digest():
-            raise self._refuse("its SHA-256 does not fit")
+            raise self._refuse("its SHA-256 does not fit; take another copy of it")
         self.facts = self._facts(first, checksum, total_bytes)
 
     def _chunk(self, file: BinaryIO, number: int) -> bytes:
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size or head[:4] != _MAGIC:
-            raise self._refuse(f"there is no chunk {number} where it should be")
+            raise self._refuse(
+                f"there is no chunk {number} where it should be; take another copy of it"
+            )
         _, checksum, found, size = _HEAD.unpack(head)
         body = file.read(size) if size <= CHUNK_BYTES - _HEAD.size else b""
         if len(body) != size or found != number or crc32c(head[8:] + body) != checksum:
-            raise self._refuse(f"chunk {number} is damaged")
+            raise self._refuse(f"chunk {number} is damaged; take another copy of it")
         return head + body
 
     def _facts(self, first: bytes, checksum: int, total_bytes: int) -> SnapshotFacts:
@@ -141,6 +157,20 @@ def _flush(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def _found(builder: StateBuilder, directory: DataDirectory) -> None:
+    """Name the members of the new cluster in a state, as if its log had done so.
+
+    A log that began with the first entry would lead who joins later, or was started without the
+    snapshot, to a state without what was restored.
+    """
+    assert directory.bootstrap is not None
+    founding = decode_configuration(directory.bootstrap)
+    for key, value in founding.rows:
+        builder.set(key, value)
+    builder.set(MEMBERS_ROW, encode_members([member for _, member in founding.changes]))
+    builder.set_applied(BASE_INDEX, BASE_TERM)
 
 
 def restore(
@@ -182,13 +212,18 @@ def restore(
         assert file.facts is not None
         for prefix in MEMBERSHIP_ROWS:
             builder.remove(prefix)
-        builder.set_applied(0, 0)
+        _found(builder, directory)
         if bump_revision > 0:
             revision = _REVISION.pack(file.facts.revision + bump_revision)
             builder.set(b"revision/base", revision)
             if mark_compacted:
                 builder.set(b"compact/scheduled", revision)
         builder.finish()
+        log = RaftLog(directory.log)
+        try:
+            log.reset(BASE_INDEX, BASE_TERM, (BASE_TERM, 0, BASE_INDEX))
+        finally:
+            log.close()
         _flush(aside)
         os.rename(aside, target)
         _flush(target.absolute().parent)

@@ -37,13 +37,25 @@ from trimaran.errors import (
     StoreUnavailableError,
     TrimaranError,
 )
-from trimaran.up.records import SETTINGS_KEY, HostRecord, alive_key, host_key
+from trimaran.up.records import (
+    ALIVE,
+    CERTIFICATES,
+    HOSTS,
+    REVOKED,
+    SETTINGS_KEY,
+    TOKENS,
+    HostRecord,
+    alive_key,
+    host_key,
+)
 
 LOG = logging.getLogger("trimaran.up")
 ALIVE_TTL_S: Final = 10
 LOOK_INTERVAL_S: Final = 2.0
 RETRY_S: Final = 1.0
 RENEWAL_CHECK_MAX_S: Final = 300.0
+# What is worth nothing under another authority.
+OF_AUTHORITY: Final = (HOSTS, ALIVE, TOKENS, CERTIFICATES, REVOKED)
 
 
 class ForgottenError(TrimaranError):
@@ -125,14 +137,14 @@ class AgentPart:
             store = self._state.store
             if store is None:
                 await self._register(client)
-                return
+                break
             failing = asyncio.create_task(store.failed.wait())
             registering = asyncio.create_task(self._register(client))
             try:
                 await asyncio.wait([failing, registering], return_when=asyncio.FIRST_COMPLETED)
                 if not failing.done():
                     await registering
-                    return
+                    break
                 await self._member_failed()
                 client.pool.update(self._state.access.endpoints)
             except StoreUnavailableError:
@@ -143,6 +155,7 @@ class AgentPart:
                 failing.cancel()
                 registering.cancel()
                 await asyncio.gather(failing, registering, return_exceptions=True)
+        self._state.founding_file.unlink(missing_ok=True)
 
     async def _register(self, client: Client) -> None:
         """See that the store holds this host's record as it is now.
@@ -167,17 +180,22 @@ class AgentPart:
             await client.txn(compare, [Put(key, state.host.encode())])
 
     async def _found(self, client: Client) -> bool:
-        """Write the first records of a cluster that this host begins; tell whether it does."""
+        """Write the first records of a cluster that this host begins; tell whether it does.
+
+        The store may be one that was restored from a snapshot, without the authority of its time.
+        The settings stay then, but the hosts of that authority cannot come back as they were.
+        """
         state = self._state
-        if state.host.token or state.store is None:
+        if not state.founding_file.exists() or state.store is None:
             return False
-        settings = state.options.settings
+        old = [await client.delete(prefix, prefix=True) for prefix in OF_AUTHORITY]
+        if old[0].deleted:
+            LOG.warning("%d hosts of the store's former cluster are forgotten", old[0].deleted)
+        own = Put(host_key(state.host.id), state.host.encode())
         first = Compare.version(SETTINGS_KEY, "=", 0)
-        records = [
-            Put(SETTINGS_KEY, settings.encode()),
-            Put(host_key(state.host.id), state.host.encode()),
-        ]
-        return (await client.txn([first], records)).succeeded
+        settings = Put(SETTINGS_KEY, state.options.settings.encode())
+        await client.txn([first], [settings, own], [own])
+        return True
 
     async def _open_join_endpoint(self) -> None:
         """Let hosts join here, where this host can sign and others reach it."""

@@ -76,7 +76,7 @@ class HostState:
 
     @property
     def founding_file(self) -> Path:
-        """There until the cluster that this host begins has a store."""
+        """There until the cluster that this host begins has its first records."""
         return self.files.folder / "founding"
 
     @property

@@ -49,7 +49,6 @@ class StorePart:
         if state.has_data or state.founding_file.exists():
             try:
                 await start_member(state, {})
-                state.founding_file.unlink(missing_ok=True)
                 return f"a member at {state.host.client_url}"
             except MemberRemovedError:
                 set_data_aside(state)

@@ -26,6 +26,10 @@ ROW_PREFIXES: Final = (b"member/", b"removed/", b"cluster/")
 _HEAD: Final = struct.Struct("<BQQQH")
 _CHANGE: Final = struct.Struct("<BQ")
 _SIZE: Final = struct.Struct("<I")
+MEMBERS_ROW: Final = b"raft/members"
+MEMBERS_VERSION: Final = 1
+_MEMBERS_HEAD: Final = struct.Struct("<BB")
+_COUNT: Final = struct.Struct("<H")
 
 Row = tuple[bytes, bytes | None]
 
@@ -80,6 +84,15 @@ def encode_configuration(configuration: Configuration) -> bytes:
         encode_rows(configuration.rows),
     ]
     return b"".join(parts)
+
+
+def encode_members(voters: Sequence[int]) -> bytes:
+    """Encode the row "raft/members" of a group without learners, as `configuration.h` has it."""
+    ids = sorted(voters)
+    empty = _COUNT.pack(0)
+    parts = [_MEMBERS_HEAD.pack(MEMBERS_VERSION, 0), _COUNT.pack(len(ids))]
+    parts += [member_id.to_bytes(8, "little") for member_id in ids]
+    return b"".join([*parts, empty, empty, empty])
 
 
 class _Reader:
