@@ -26,7 +26,13 @@ from trimaran.daemons.cli_context import (
     read_connection,
 )
 from trimaran.daemons.standard_streams import reserve_standard_streams
-from trimaran.errors import ETCD_ERRORS, StoreError, StoreUnavailableError, TrimaranError
+from trimaran.errors import (
+    ETCD_ERRORS,
+    StatusCode,
+    StoreError,
+    StoreUnavailableError,
+    TrimaranError,
+)
 
 # Command -> (module, attribute, help). A module is imported only when its command runs, so that
 # `trimaran kv get` does not pay for the fleet.
@@ -220,6 +226,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
             # Somebody answered, and cannot do it now.
             advice = HINTS.get(error.message, "`trimaran member status` tells how its members are")
             complain(f"the store answered: {error.message}; {advice}")
+            return EXIT_UNAVAILABLE
+        if error.code == StatusCode.DEADLINE_EXCEEDED:
+            complain(
+                "the store did not answer in time: it may be without a majority; "
+                "`trimaran member status` tells how its members are"
+            )
             return EXIT_UNAVAILABLE
         complain(
             f"{error.message}; start a store with `trimaran up`, or say where one is with "

@@ -358,13 +358,22 @@ def status_row(one: "Member", state: "Status | None", json: bool) -> tuple[objec
         role_of(state),
         health_of(state),
         state.version,
-        state.db_size if json else f"{state.db_size / 2**20:.1f} MiB",
+        state.db_size if json else readable_size(state.db_size),
         state.raft_term,
         state.raft_index,
         state.raft_applied_index,
         state.revision,
         one.client_urls,
     )
+
+
+def readable_size(size_bytes: int) -> str:
+    """Give a size for people: three digits and a binary unit."""
+    if size_bytes < 1000 * 1024:
+        return f"{size_bytes / 1024:.0f} KiB"
+    if size_bytes < 1000 * 1024**2:
+        return f"{size_bytes / 1024**2:.1f} MiB"
+    return f"{size_bytes / 1024**3:.2f} GiB"
 
 
 def role_of(state: "Status") -> str:
@@ -438,7 +447,7 @@ def status(context: CommandContext) -> None:
                 problem = error
                 rows.append((endpoint, "no answer", *[None if context.json else ""] * 5))
                 continue
-            size: Any = found.db_size if context.json else f"{found.db_size / 2**20:.1f} MiB"
+            size: Any = found.db_size if context.json else readable_size(found.db_size)
             row = (health_of(found), found.version, f"{found.member_id:x}", role_of(found))
             rows.append((endpoint, *row, size, found.revision))
         if problem and all(row[1] == "no answer" for row in rows):

@@ -145,6 +145,7 @@ class Stored:
         """Make the node and what connects it to the others."""
         self.node = Node(self.member, self._settings(), time.monotonic())
         self.node.no_space = self._report_no_space
+        self.node.leader_changed = self._report_leader
         self.node.hash_state = self._hash_state
         self.node.corruption.found = self._report_corruption
         identity = PeerIdentity(self.identity.cluster_id, self.identity.member_id, ETCD_VERSION)
@@ -378,6 +379,15 @@ class Stored:
         self.node.persisted()
         self.maintenance.collected()
         self._turn_and_flush()
+
+    def _report_leader(self, leader: int) -> None:
+        term = self.node.term
+        if leader == 0:
+            LOG.warning("no leader is known in term %d: writes and reads wait for one", term)
+        elif leader == self.identity.member_id:
+            LOG.info("this member leads in term %d", term)
+        else:
+            LOG.info("member %x leads in term %d", leader, term)
 
     def _members_changed(self) -> None:
         self.peers.members_changed()

@@ -9,6 +9,7 @@ import pytest
 
 from etcd_server import StoreServer, free_port, missing_reason, store_cluster, wait_leader
 from test_cli import TIMEOUT_S, run
+from trimaran.daemons.cli_member import readable_size
 
 KINDS = ["3.5"]
 
@@ -164,3 +165,28 @@ def test_the_environment_is_for_etcdctl(cluster: list[StoreServer]) -> None:
     assert "unset ETCDCTL_KEY" in unset
     fields = json.loads(run("env", "--json", endpoint=cluster[0].endpoint).stdout)
     assert fields["ETCDCTL_ENDPOINTS"] == cluster[0].endpoint
+
+
+def test_without_a_majority_everybody_says_so() -> None:
+    with store_cluster(2, "trimaran") as (first, second):
+        run("kv", "put", "key", "1", endpoint=first.endpoint)
+        second.kill()
+        refused = run("--timeout", "1", "kv", "put", "key", "2", endpoint=first.endpoint, code=3)
+        assert "`trimaran member status` tells how its members are" in refused.stderr
+        assert "in term 2" in first.log_tail(10_000)
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while "no leader is known" not in first.log_tail(10_000):
+            assert time.monotonic() < deadline_s, first.log_tail()
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 KiB"),
+        (73728, "72 KiB"),
+        (5 * 1024**2 // 2, "2.5 MiB"),
+        (3 * 1024**3 // 2, "1.50 GiB"),
+    ],
+)
+def test_sizes_are_readable(size_bytes: int, text: str) -> None:
+    assert readable_size(size_bytes) == text

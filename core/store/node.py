@@ -87,6 +87,7 @@ class Node:
         now_s: the time as last told.
         no_space: called when a write was refused for want of space, before the alarm is raised.
         hash_state: hashes the data up to a revision that is applied, without holding up the node.
+        leader_changed: called with the leader's id, 0 for none, when it is another than before.
     """
 
     def __init__(self, member: engine.Member, settings: NodeSettings, now_s: float) -> None:
@@ -95,6 +96,7 @@ class Node:
         self.now_s = now_s
         self.no_space: Callable[[], None] = lambda: None
         self.hash_state: Callable[[int, HashDone], None] = _hash_nothing
+        self.leader_changed: Callable[[int], None] = lambda leader: None
         self.leases = LeaseKeeper(self, settings.election_timeout_s)
         self.members = MemberKeeper(self, settings)
         self.corruption = CorruptionKeeper(self, settings.member_id, settings.hash_interval_s)
@@ -333,11 +335,13 @@ class Node:
         version = self.member.status_version
         if version != self._status_version:
             self._status_version = version
-            was_leader, was_term = self.is_leader, self.term
+            was_leader, was_term, led_by = self.is_leader, self.term, self.leader
             self._status = self.member.status()
             if self.is_leader and not (was_leader and was_term == self.term):
                 self.leases.lead(self._leases(), self.now_s)
             self._check_transfers()
+            if self.leader != led_by:
+                self.leader_changed(self.leader)
         self.members.notice()
 
     def _check_transfers(self) -> None:
