@@ -1,6 +1,8 @@
 """A member that the others' log no longer reaches gets the state itself."""
 
 import queue
+import threading
+import time
 
 import grpc
 import pytest
@@ -83,3 +85,34 @@ def test_watchers_miss_nothing_when_the_state_is_replaced(cluster: Cluster) -> N
         stream.cancel()
     assert seen == list(range(2, last + 1))
     behind.await_log("took over the state")
+
+
+def test_one_state_is_enough_under_load(cluster: Cluster) -> None:
+    """What is written while a state is sent stays in the log until the member has it."""
+    leader = cluster.leader()
+    behind = cluster.followers(leader)[0]
+    put(leader, 0)
+    behind.kill()
+    for number in range(WRITES - 400):
+        put(leader, number)
+    is_over = threading.Event()
+    writers = [threading.Thread(target=write_until, args=(leader, is_over)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    try:
+        behind.start()
+        # Several times as much as is kept in the log without a reason.
+        first = leader.status().raftIndex
+        while leader.status().raftIndex < first + 500:
+            time.sleep(0.02)
+    finally:
+        is_over.set()
+        for writer in writers:
+            writer.join()
+    assert behind.log_path.read_text().count("took over the state") == 1
+
+
+def write_until(member: Member, is_over: threading.Event) -> None:
+    """Write small values, one after the other."""
+    while not is_over.is_set():
+        member.call("KV/Put", pb.PutRequest(key=b"small", value=b"x"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trimaran.errors import ConfigError
 from trimaran.store.flags import parse_duration_s
 from trimaran.store.identity import cluster_id, identify, member_id
-from trimaran.store.logpolicy import log_compaction_target
+from trimaran.store.logpolicy import HOLD_S_MAX, LogHold, log_compaction_target
 from trimaran.store.options import (
     FLAGS,
     StoreOptions,
@@ -223,3 +223,33 @@ def test_log_is_cut_behind_what_is_on_disk(
         assert target == persisted - kept >= first
     else:
         assert target is None
+
+
+def peer_at(match: int, state: int = 1, *, active: bool = True) -> dict[str, int]:
+    return {"match": match, "state": state, "active": active}
+
+
+def test_the_log_is_held_while_a_member_takes_over_the_state() -> None:
+    hold = LogHold()
+    # Who lags otherwise is no reason: it gets a snapshot.
+    assert not hold.update({2: peer_at(5), 3: None}, 100, 0.0)
+    assert hold.update({2: peer_at(5, 2), 3: peer_at(90)}, 110, 1.0)
+    assert hold.update({2: peer_at(5, 0), 3: peer_at(90)}, 120, 2.0)
+    assert hold.update({2: peer_at(119), 3: peer_at(90)}, 130, 3.0)
+    assert not hold.update({2: peer_at(140), 3: peer_at(90)}, 140, 4.0)
+    assert not hold.update({2: peer_at(140), 3: peer_at(90)}, 150, 5.0)
+
+
+@pytest.mark.parametrize("later", [{}, {2: None}, {2: peer_at(5, 0, active=False)}])
+def test_the_log_is_not_held_for_who_is_gone(later: dict[int, dict[str, int] | None]) -> None:
+    hold = LogHold()
+    assert hold.update({2: peer_at(5, 2)}, 100, 0.0)
+    assert not hold.update(later, 100, 1.0)
+    assert not hold.update({2: peer_at(5)}, 100, 2.0)
+
+
+def test_the_log_is_not_held_for_ever() -> None:
+    hold = LogHold()
+    assert hold.update({2: peer_at(5, 2)}, 100, 0.0)
+    assert hold.update({2: peer_at(5, 2)}, 100, HOLD_S_MAX - 1)
+    assert not hold.update({2: peer_at(5, 2)}, 100, HOLD_S_MAX)

@@ -18,7 +18,7 @@ from trimaran.ext import member as engine
 from trimaran.ext import peer as peer_frames
 from trimaran.store.corruption import CorruptionKeeper, HashDone
 from trimaran.store.lease_keeper import LeaseKeeper
-from trimaran.store.logpolicy import log_compaction_target
+from trimaran.store.logpolicy import LogHold, log_compaction_target
 from trimaran.store.member_keeper import MemberKeeper
 from trimaran.store.peer_calls import (
     REQUEST,
@@ -110,6 +110,7 @@ class Node:
         self._status = member.status()
         self._status_version = member.status_version
         self._log_cut = 0
+        self._log_hold = LogHold()
         self._raising_no_space = False
         self.leases.reload(self._leases(), now_s)
 
@@ -188,9 +189,19 @@ class Node:
             snapshot_count=self.settings.snapshot_count,
             catch_up_entries=self.settings.catch_up_entries,
         )
-        if target is not None and target > self._log_cut:
+        if self._holds_log() or target is None:
+            return
+        if target > self._log_cut:
             self._log_cut = target
             self.member.compact_log(target)
+
+    def _holds_log(self) -> bool:
+        """Whether a member takes over the state, and needs the log from there on."""
+        progress = {}
+        if self.member.is_leader:
+            others = self.members.table.members.keys() - {self.settings.member_id}
+            progress = {peer: self.member.raft_progress(peer) for peer in others}
+        return self._log_hold.update(progress, self.member.persisted_index, self.now_s)
 
     def replaced(self, now_s: float) -> None:
         """The state was replaced by a snapshot."""
