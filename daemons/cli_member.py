@@ -223,6 +223,33 @@ async def remove_patiently(client: "Client", member_id: int) -> None:
 
 @member.command()
 @member_argument
+@click.option(
+    "--peer-urls",
+    metavar="URL[,URL...]",
+    required=True,
+    help="Where its peers will reach it; hosts of `trimaran up` say so themselves.",
+)
+@pass_context
+def update(context: CommandContext, name: str, peer_urls: str) -> None:
+    """Tell the others under which URLs a member will be reached, then restart it with them.
+
+    \b
+    For example:
+      trimaran member update 8e9e05c52164694d --peer-urls http://10.0.0.9:2380
+    """
+    urls = [url.strip() for url in peer_urls.split(",") if url.strip()]
+
+    async def work(client: "Client") -> "Member":
+        found = find_member(await client.members(), name)
+        await client.member_update(found.id, urls)
+        return found
+
+    found = context.run(work)
+    click.echo(f"member {found.id:x} {found.name} is at {','.join(urls)}".replace("  ", " "))
+
+
+@member.command()
+@member_argument
 @pass_context
 def promote(context: CommandContext, name: str) -> None:
     """Give a learner its vote. Hosts of `trimaran up` do this by themselves.

@@ -55,6 +55,7 @@ from trimaran.wire import etcd_pb2 as pb
 LOG = logging.getLogger("trimaran.store")
 SEAL_INTERVAL_S = 0.1
 REVOCATION_INTERVAL_S = 1.0
+ADDRESS_PATIENCE = 5  # election time-outs
 SEAL_BYTES = 64 * 1024**2
 
 Outcome = TypeVar("Outcome")
@@ -199,6 +200,8 @@ class Stored:
         self._every(self.options.heartbeat_interval_ms / 1000, self._tick)
         self._every(CHECK_INTERVAL_S, self._report_disk)
         self._every(REVOCATION_INTERVAL_S, self.peers.transport.end_revoked)
+        patience_s = ADDRESS_PATIENCE * self.options.election_timeout_ms / 1000
+        self._timers.append(self._loop.call_later(patience_s, self._check_address))
         self._turn_soon()
 
     async def _serve(self, sockets: list[socket.socket]) -> None:
@@ -454,6 +457,23 @@ class Stored:
             "the quota of %d bytes is used up: writes are refused until data is deleted and "
             "compacted and the alarm disarmed",
             self.options.quota_bytes,
+        )
+
+    def _check_address(self) -> None:
+        """Say so where the others look for this member at another place than it is."""
+        urls = sorted(self.options.initial_advertise_peer_urls)
+        own = self.node.members.table.members.get(self.identity.member_id)
+        if urls == [*StoreOptions.initial_advertise_peer_urls]:
+            return  # most likely not given, as it is not needed after the first start
+        if own is None or urls == sorted(own.peerURLs):
+            return
+        LOG.warning(
+            "the others look for this member at %s, not at %s: `trimaran member update %x "
+            "--peer-urls %s` tells them",
+            ",".join(own.peerURLs),
+            ",".join(urls),
+            self.identity.member_id,
+            ",".join(urls),
         )
 
     def _report_disk(self) -> None:

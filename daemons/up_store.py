@@ -30,6 +30,7 @@ class StorePart:
 
     def __init__(self, state: HostState) -> None:
         self._state = state
+        self._telling: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Start the member, or wait for the others.
@@ -47,6 +48,8 @@ class StorePart:
                 f"--force-new-cluster needs the data of a member, and {state.store_folder} has none"
             )
         if state.has_data or state.founding_file.exists():
+            if state.has_data and state.endpoints:
+                self._telling = asyncio.create_task(tell_new_address(state))
             try:
                 await start_member(state, {})
                 return f"a member at {state.host.client_url}"
@@ -76,6 +79,8 @@ class StorePart:
 
     async def stop(self) -> None:
         """Stop the member: it finishes what is under way and closes its data."""
+        if self._telling is not None:
+            self._telling.cancel()
         await stop_member(self._state)
 
     async def wait_failed(self) -> None:
@@ -85,6 +90,34 @@ class StorePart:
 
 class MemberRemovedError(Exception):
     """The cluster has removed this host's member."""
+
+
+async def tell_new_address(state: HostState) -> None:
+    """Tell the others where this host's member is, where that has changed since it last ran.
+
+    They send to it on connections that they open, so until they know, it hears nothing from them
+    and cannot tell them itself.
+    """
+    own_id = own_member_id(state)
+    async with state.access.client(timeout_s=2.0) as client:
+        while True:
+            try:
+                listed = next((one for one in await client.members() if one.id == own_id), None)
+                if listed is not None and state.host.peer_url not in listed.peer_urls:
+                    LOG.warning("telling the others that this host is at %s", state.host.peer_url)
+                    await client.member_update(listed.id, [state.host.peer_url])
+                return
+            except StoreError as error:
+                LOG.debug("the others do not answer yet: %s", error.message)
+            await asyncio.sleep(JOIN_INTERVAL_S)
+
+
+def own_member_id(state: HostState) -> int:
+    """The id of the member whose data is here, 0 where that cannot be read."""
+    try:
+        return int(json.loads(state.identity_file.read_text())["member_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def own_member(state: HostState, members: list[Member]) -> Member | None:
