@@ -130,6 +130,7 @@ class PeerLink:
         lost: called when it is gone, or when queued bytes were dropped: what was sent last may
             not arrive.
         refused: called with why the other side does not accept this member.
+        gone: called once after a connection was lost where nobody listens at any URL any more.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class PeerLink:
         self.connected: Callable[[], None] = lambda: None
         self.lost: Callable[[], None] = lambda: None
         self.refused: Callable[[PeerRefusedError], None] = lambda error: None
+        self.gone: Callable[[], None] = lambda: None
         self.connects = 0
         self.failures = 0
         self.dropped_bytes = 0
@@ -155,6 +157,7 @@ class PeerLink:
         self._queued_bytes = 0
         self._wake = asyncio.Event()
         self._told_s = -LOG_INTERVAL_S
+        self._deaf_urls = 0
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -223,6 +226,7 @@ class PeerLink:
             if loop.time() - began_s > REFUSED_RETRY_MAX_S:
                 delay_s = RETRY_MIN_S
             self._tell(error, loop.time())
+            self._notice_end(error)
             longest = RETRY_MAX_S
             if isinstance(error, PeerRefusedError):
                 longest = REFUSED_RETRY_MAX_S
@@ -233,6 +237,15 @@ class PeerLink:
                 async with asyncio.timeout(delay_s * random.uniform(0.5, 1.0)):
                     await self._wake.wait()
             delay_s = min(delay_s * 2, longest)
+
+    def _notice_end(self, error: BaseException | None) -> None:
+        """Tell of a process that has ended: its machine refuses connections at all its URLs."""
+        if not isinstance(error, ConnectionRefusedError):
+            self._deaf_urls = 0
+            return
+        self._deaf_urls += 1
+        if self._deaf_urls == len(self.urls):
+            self.gone()
 
     async def _connect_once(self, url: str) -> BaseException | None:
         """Connect and wait until the connection is over; returns what ended it."""

@@ -79,6 +79,7 @@ class PeerTransport(IncomingOwner):
         on_opened: (peer) called before the first bytes of a new connection of a member.
         on_connected: (peer) called when what is sent to it arrives (again).
         on_lost: (peer) called when what was sent to it last may not have arrived.
+        on_gone: (peer) called when its process has ended, as far as its machine tells.
         on_refused: (peer, refusal) called when a member does not accept this one.
         on_call: (sender or 0, method, payload, done) called with a call of `call_member`.
         on_stream: (stream) called when a member opens one; the coroutine it returns is run.
@@ -92,6 +93,7 @@ class PeerTransport(IncomingOwner):
         self.on_opened: Callable[[int], None] = lambda peer: None
         self.on_connected: Callable[[int], None] = lambda peer: None
         self.on_lost: Callable[[int], None] = lambda peer: None
+        self.on_gone: Callable[[int], None] = lambda peer: None
         self.on_refused: Callable[[int, Refusal], None] = lambda peer, refusal: None
         self.on_call: ServeCall = _refuse_call
         self.on_stream: Callable[[PeerStream], None] = lambda stream: stream.close()
@@ -293,6 +295,7 @@ class PeerTransport(IncomingOwner):
         link = PeerLink(peer, urls, self.identity, self.tls)
         link.connected = lambda: self.on_connected(peer)
         link.lost = lambda: self.on_lost(peer)
+        link.gone = lambda: self.on_gone(peer)
         link.refused = lambda error: self.on_refused(peer, error.refusal)
         link.start()
         return link

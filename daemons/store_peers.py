@@ -43,6 +43,7 @@ class StorePeers:
         self.transport.on_opened = lambda peer: node.opened(peer, time.monotonic())
         self.transport.on_connected = lambda peer: node.connected(peer, time.monotonic())
         self.transport.on_lost = self._lost
+        self.transport.on_gone = lambda peer: node.gone(peer, time.monotonic())
         self.transport.on_refused = self._refused
         self.transport.on_call = self._call
         self.transport.admit = self._admit

@@ -7,6 +7,7 @@ from trimaran.ext.raft cimport (
     trimaran_raft_campaign,
     trimaran_raft_config,
     trimaran_raft_free,
+    trimaran_raft_gone,
     trimaran_raft_members,
     trimaran_raft_members_get,
     trimaran_raft_new,

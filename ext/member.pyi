@@ -158,8 +158,13 @@ class Member:
 
     @property
     def is_installing(self) -> bool: ...
-    def unreachable(self, peer_id: int) -> None:
-        """What was sent to a member lately may be lost."""
+    def unreachable(self, peer_id: int, gone: bool = False) -> None:
+        """What was sent to a member lately may be lost.
+
+        Args:
+            peer_id: the member's.
+            gone: its process has ended, as far as its machine tells; a hint.
+        """
 
     def set_clock(self, now_us: int) -> None:
         """Tell the time of a clock that never goes back, for the leader's lease."""

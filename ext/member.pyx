@@ -320,9 +320,11 @@ cdef class Member:
         self.check()
         return bool(trimaran_member_is_installing(self.member))
 
-    def unreachable(self, uint64_t peer_id):
+    def unreachable(self, uint64_t peer_id, bint gone=False):
         self.check()
         trimaran_member_unreachable(self.member, peer_id)
+        if gone:
+            trimaran_raft_gone(self.raft, peer_id)
 
     def set_clock(self, uint64_t now_us):
         self.check()

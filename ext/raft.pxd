@@ -142,6 +142,7 @@ cdef extern from "trimaran/raft.h" nogil:
     void trimaran_raft_snapshot_installed(trimaran_raft *raft)
     void trimaran_raft_compacted(trimaran_raft *raft, uint64_t first_index)
     void trimaran_raft_unreachable(trimaran_raft *raft, uint64_t id)
+    void trimaran_raft_gone(trimaran_raft *raft, uint64_t id)
     void trimaran_raft_snapshot_sent(trimaran_raft *raft, uint64_t to, uint64_t index)
     void trimaran_raft_snapshot_failed(trimaran_raft *raft, uint64_t to)
     void trimaran_raft_status_get(const trimaran_raft *raft, trimaran_raft_status *out)

@@ -385,6 +385,9 @@ cdef class Raft:
     def unreachable(self, uint64_t id) -> None:
         trimaran_raft_unreachable(self.handle, id)
 
+    def gone(self, uint64_t id) -> None:
+        trimaran_raft_gone(self.handle, id)
+
     def snapshot_sent(self, uint64_t to, uint64_t index) -> None:
         if index > self.applied_index:
             raise ValueError(f"no snapshot of index {index} can be yet")

@@ -25,6 +25,7 @@ they print. Words with = are options, and a # begins a comment.
     cut ID / heal   messages from and to it are lost in settle and deliver
     crash ID        it restarts with what was flushed
     compact ID I    its log begins after I
+    gone ID TO      its transport says that the process there has ended
     unreachable ID TO, sent ID TO INDEX, failed ID TO     reports of its transport
     clock US        what all clocks say
     step TYPE ..    a made-up message: sender=, to=, term= and others
@@ -268,6 +269,10 @@ class GroupTrace:
 
     def do_unreachable(self, id: str, to: str) -> list[str]:
         self.node(id).raft.unreachable(int(to))
+        return []
+
+    def do_gone(self, id: str, to: str) -> list[str]:
+        self.node(id).raft.gone(int(to))
         return []
 
     def do_sent(self, id: str, to: str, index: str) -> list[str]:

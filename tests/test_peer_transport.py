@@ -71,6 +71,7 @@ class Site:
         transport.on_data = self.on_data
         transport.on_connected = lambda peer: self.events.append(("connected", peer))
         transport.on_lost = lambda peer: self.events.append(("lost", peer))
+        transport.on_gone = lambda peer: self.events.append(("gone", peer))
         transport.on_refused = lambda peer, why: self.events.append((why.name, peer))
         transport.on_stream = self.streams.append
         self._sockets = bind(f"http://127.0.0.1:{port}", "--listen-peer-urls")
@@ -169,6 +170,26 @@ def test_a_lost_member_is_connected_again() -> None:
         assert not one.transport.send(2, b"")
         for site in (one, again):
             await site.transport.stop()
+
+    run(main())
+
+
+def test_a_process_that_has_ended_is_told_of_once() -> None:
+    async def main() -> None:
+        one, two = await pair()
+        other = await Site(3).start()
+        # Where one of two URLs still has a listener, nobody can tell.
+        one.transport.set_peers({2: [two.url], 3: [other.url, two.url]})
+        await eventually(lambda: one.transport.is_connected(3))
+        one.events.clear()
+        await other.transport.stop()
+        await eventually(lambda: one.transport.links[3].failures >= 4)
+        assert ("gone", 3) not in one.events
+        await two.transport.stop()
+        await eventually(lambda: one.transport.links[2].failures >= 4)
+        assert one.events.count(("gone", 2)) == 1
+        assert one.events.index(("lost", 2)) < one.events.index(("gone", 2))
+        await one.transport.stop()
 
     run(main())
 

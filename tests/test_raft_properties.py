@@ -220,6 +220,8 @@ class Storm:
             sender.raft.snapshot_failed(message.to)
         elif self.random.random() < 0.3:
             sender.raft.unreachable(message.to)
+        elif self.random.random() < 0.05:
+            sender.raft.gone(message.to)  # true or not
 
     def step(self) -> None:
         name = self.random.choices(list(self.weights), list(self.weights.values()))[0]

@@ -161,6 +161,11 @@ class Node:
         self._calls.lost(peer)
         self.member.unreachable(peer)
 
+    def gone(self, peer: int, now_s: float) -> None:
+        """A peer's machine answers that nobody listens there any more: its process has ended."""
+        self.now_s = now_s
+        self.member.unreachable(peer, gone=True)
+
     def turn(self, now_s: float) -> bool:
         """Do all that can be done without waiting; True where another turn would find work."""
         self.now_s = now_s

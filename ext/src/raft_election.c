@@ -3,6 +3,8 @@
 
 #include "raft_internal.h"
 
+#define GONE_SPREAD_TICKS 3
+
 /* The next of a sequence that depends on the seed alone (splitmix64). */
 static uint64_t next_random(trimaran_raft *raft)
 {
@@ -17,6 +19,7 @@ static uint64_t next_random(trimaran_raft *raft)
 void trimaran_raft_restart_timer(trimaran_raft *raft)
 {
     raft->elapsed_ticks = 0;
+    raft->hurried = false;
     raft->timeout_ticks =
         raft->election_ticks + (uint32_t)(next_random(raft) % raft->election_ticks);
 }
@@ -215,6 +218,18 @@ void trimaran_raft_campaign(trimaran_raft *raft)
         && (raft->silent_ticks > 0 || trimaran_raft_has_recent_leader(raft)))
         return;
     campaign(raft, false);
+}
+
+/* Not all at once, so that votes rarely split; nor later than a client would notice. */
+void trimaran_raft_gone(trimaran_raft *raft, uint64_t id)
+{
+    if (raft->role != TRIMARAN_RAFT_FOLLOWER || raft->leader != id || raft->lease_us > 0)
+        return;
+    if (raft->elapsed_ticks < raft->election_ticks)
+        raft->elapsed_ticks = raft->election_ticks;
+    raft->timeout_ticks =
+        raft->election_ticks + 1 + (uint32_t)(next_random(raft) % GONE_SPREAD_TICKS);
+    raft->hurried = true;
 }
 
 /* A follower or candidate that hears of no leader for long enough stands for election (§3.4). */

@@ -110,6 +110,7 @@ struct trimaran_raft {
     uint64_t transferee;
     bool handed_over; /* TIMEOUT_NOW was sent in this term: it may be obeyed at any time */
     bool called;      /* TIMEOUT_NOW came, and waits for a change to be applied */
+    bool hurried;     /* the leader is said to be gone: this time-out is a short one */
 
     trimaran_raftwindow window;
     uint64_t before_index, before_term; /* a term worth remembering: that before the window */

@@ -109,6 +109,8 @@ static int step_from_leader(trimaran_raft *raft, const trimaran_raft_message *me
     if (raft->role != TRIMARAN_RAFT_FOLLOWER || raft->leader == 0)
         trimaran_raft_become_follower(raft, raft->term, message->from);
     raft->elapsed_ticks = 0;
+    if (raft->hurried)
+        trimaran_raft_restart_timer(raft);
     assert(raft->leader == message->from);
     if (message->type == TRIMARAN_RAFT_APPEND)
         return trimaran_raft_handle_append(raft, message);

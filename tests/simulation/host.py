@@ -68,6 +68,9 @@ class Host:
     def on_lost(self, peer: int) -> None:
         """The own stream to a peer has ended."""
 
+    def on_gone(self, peer: int) -> None:
+        """Nobody listens at a peer, it is said."""
+
     def turn(self) -> None:
         """Handle what has arrived."""
         raise NotImplementedError
@@ -213,3 +216,7 @@ class Host:
     def lost(self, peer: int) -> None:
         """The own stream to a peer has ended."""
         self._handle(self.on_lost, peer)
+
+    def gone(self, peer: int) -> None:
+        """Nobody listens at a peer, it is said."""
+        self._handle(self.on_gone, peer)

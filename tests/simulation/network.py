@@ -16,6 +16,7 @@ from simulation.world import World
 
 SPLIT = 0.05
 RECONNECT_US = 150_000
+GONE_CHANCE = 0.3
 NOTICE_US = 300_000  # until a sender notices that its stream leads nowhere
 
 
@@ -33,6 +34,9 @@ class Receiver(Protocol):
 
     def lost(self, peer: int) -> None:
         """The own stream to a peer has ended."""
+
+    def gone(self, peer: int) -> None:
+        """Nobody listens at a peer, it is said."""
 
 
 @dataclass
@@ -184,6 +188,10 @@ class Network:
         # A connection needs both directions for its handshake.
         pairs = {(source, target), (target, source)}
         if target not in self._hosts or pairs & self.blocked:
+            # Who is said to be gone may be cut off as well, and alive.
+            if self._chance.random() < GONE_CHANCE:
+                self._world.count("members said to be gone", source)
+                self._tell(self._hosts[source].gone, target)
             self._world.after(RECONNECT_US, self._connect, source, target)
             return
         stream.is_open = True

@@ -184,6 +184,9 @@ class RaftHost(Host):
     def on_lost(self, peer: int) -> None:
         self.raft.unreachable(peer)
 
+    def on_gone(self, peer: int) -> None:
+        self.raft.gone(peer)
+
     def turn(self) -> None:
         self.raft.set_clock(self.now_us)
         self._check_leader()

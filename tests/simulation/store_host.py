@@ -237,6 +237,9 @@ class StoreHost(Host):
     def on_lost(self, peer: int) -> None:
         self.node.lost(peer, self.now_us / 1e6)
 
+    def on_gone(self, peer: int) -> None:
+        self.node.gone(peer, self.now_us / 1e6)
+
     def turn(self) -> None:
         for _ in range(TURNS_MAX):
             more = self.node.turn(self.now_us / 1e6)
