@@ -130,6 +130,7 @@ class GrpcServer:
 
     Attributes:
         before_flush: called once in each turn, after reading and before writing.
+        admit: called with each call of a cold method before that; its StoreError ends the call.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class GrpcServer:
     ) -> None:
         limits.setdefault("queue_high_bytes", QUEUE_HIGH_BYTES)
         self.before_flush: Callable[[], None] | None = None
+        self.admit: Callable[[Call], None] | None = None
         self._loop = loop
         self._engine = rpc.RpcServer(handler, **limits)
         self._fileno = self._engine.fileno()
@@ -360,6 +362,8 @@ class GrpcServer:
     async def _serve(self, method: StreamMethod, call: Call) -> None:
         """Run a method and turn its outcome into a status."""
         try:
+            if self.admit is not None:
+                self.admit(call)
             async with asyncio.timeout(call.timeout_s or None) as limit:
                 await method(call)
             call.finish(StatusCode.OK)

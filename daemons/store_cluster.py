@@ -1,20 +1,16 @@
 """The Cluster service of a store member: who is in the cluster, and changes of that."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trimaran.daemons.grpc_server import Call, GrpcServer
 from trimaran.daemons.store_rpc import parse
-from trimaran.errors import etcd_error
 from trimaran.store.member_keeper import MembersDone
 from trimaran.wire import etcd_pb2 as pb
 
 if TYPE_CHECKING:
     from trimaran.daemons.store_server import Stored
-
-
-Method = Callable[[bytes, Call], Awaitable[bytes]]
 
 
 class ClusterMethods:
@@ -33,17 +29,7 @@ class ClusterMethods:
             "MemberPromote": self.member_promote,
         }
         for name, method in methods.items():
-            server.add_unary(f"/etcdserverpb.Cluster/{name}", self._for_voters(method))
-
-    def _for_voters(self, method: Method) -> Method:
-        """Refuse on a learner what only those who vote answer."""
-
-        async def answer(data: bytes, call: Call) -> bytes:
-            if self._store.member.status()["is_learner"]:
-                raise etcd_error("LEARNER")
-            return await method(data, call)
-
-        return answer
+            server.add_unary(f"/etcdserverpb.Cluster/{name}", method)
 
     def _header(self) -> pb.ResponseHeader:
         header = self._store.header()

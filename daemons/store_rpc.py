@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -15,6 +15,12 @@ from trimaran.wire import etcd_pb2 as pb
 
 if TYPE_CHECKING:
     from trimaran.daemons.store_server import Stored
+
+LEASE_COST_BYTES: Final = 64  # as the quota counts one
+ON_LEARNERS: Final = {
+    "/etcdserverpb.Maintenance/Status",
+    "/etcdserverpb.Maintenance/Snapshot",
+}
 
 Request = TypeVar("Request", bound=Message)
 
@@ -41,6 +47,7 @@ class StoreMethods:
 
     def register(self, server: GrpcServer) -> None:
         """Add every method to the server, and name the services the hot path serves."""
+        server.admit = self._admit
         lease, maintenance = "/etcdserverpb.Lease/", "/etcdserverpb.Maintenance/"
         server.add_service("etcdserverpb.KV")
         server.add_service("etcdserverpb.Watch")
@@ -53,6 +60,15 @@ class StoreMethods:
         server.add_unary(maintenance + "MoveLeader", self.move_leader)
         server.add_unary(maintenance + "Alarm", self.alarm)
 
+    def _admit(self, call: Call) -> None:
+        """Refuse what learners do not serve, and who asks not to be served without a leader."""
+        if not call.path.startswith("/etcdserverpb."):
+            return
+        if self._store.node.is_learner and call.path not in ON_LEARNERS:
+            raise etcd_error("LEARNER")
+        if self._store.node.leader == 0 and call.metadata.get("hasleader") == "true":
+            raise etcd_error("NO_LEADER")
+
     async def lease_grant(self, data: bytes, call: Call) -> bytes:
         """Grant a lease; id 0 asks for a fresh one, and short times are raised."""
         request = parse(pb.LeaseGrantRequest, data)
@@ -61,9 +77,17 @@ class StoreMethods:
         lease_id = request.ID or secrets.randbits(63) or 1
         ttl_s = max(request.TTL, self._store.minimum_ttl_s)
         grant = pb.LeaseGrantRequest(ID=lease_id, TTL=ttl_s)
+        self._check_room(LEASE_COST_BYTES)
         await self._store.propose(engine.LEASE_GRANT, grant.SerializeToString())
         answer = pb.LeaseGrantResponse(header=self._store.header(), ID=lease_id, TTL=ttl_s)
         return answer.SerializeToString()
+
+    def _check_room(self, cost_bytes: int) -> None:
+        quota_bytes, member = self._store.options.quota_bytes, self._store.member
+        used_bytes = member.sizes()[1] + member.pending_bytes
+        if quota_bytes > 0 and used_bytes + cost_bytes >= quota_bytes:
+            self._store.node.raise_no_space()
+            raise etcd_error("NO_SPACE")
 
     async def lease_revoke(self, data: bytes, call: Call) -> bytes:
         """Revoke a lease and delete its keys."""
@@ -148,10 +172,11 @@ class StoreMethods:
     async def alarm(self, data: bytes, call: Call) -> bytes:
         """List, raise or clear alarms; a change answers with the alarm it changed."""
         request = parse(pb.AlarmRequest, data)
-        before = set(self._store.member.alarms())
         if request.action == pb.AlarmRequest.GET:
-            changed = before
+            await self._store.read()
+            changed = set(self._store.member.alarms())
         else:
+            before = set(self._store.member.alarms())
             await self._store.propose(engine.ALARM, request.SerializeToString())
             after = set(self._store.member.alarms())
             changed = before ^ after

@@ -127,7 +127,7 @@ class Node:
         self.members.check(now_s)
         self.corruption.check(now_s)
         if self.member.take_no_space():
-            self._raise_no_space()
+            self.raise_no_space()
 
     def receive(self, peer: int, data: bytes, now_s: float) -> None:
         """Bytes came from a peer, in pieces of any size.
@@ -435,9 +435,10 @@ class Node:
             except (DecodeError, struct.error):
                 answer(StoreError(StatusCode.INTERNAL, "malformed request of a member"))
 
-    def _raise_no_space(self) -> None:
+    def raise_no_space(self) -> None:
         """Have every member refuse writes until an operator has made room."""
-        if self._raising_no_space:
+        alarm = (self.settings.member_id, pb.NOSPACE)
+        if self._raising_no_space or alarm in self.member.alarms():
             return
         self._raising_no_space = True
         self.no_space()

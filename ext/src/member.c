@@ -20,7 +20,10 @@ static bool is_alone_and_current(const trimaran_member *member)
 
 static void update_mode(trimaran_member *member)
 {
+    bool was_learner = member->status.is_learner, was_voter = member->status.is_voter;
     trimaran_raft_status_get(member->raft, &member->status);
+    if (member->status.is_learner != was_learner || member->status.is_voter != was_voter)
+        member->status_version++;
     trimaran_service_mode mode = {
         .reads_at_once = is_alone_and_current(member),
         .is_learner = member->status.is_learner,

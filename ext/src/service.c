@@ -86,9 +86,8 @@ static trimaran_error check_room(trimaran_service *service, int64_t cost, size_t
     size_t waiting = service->proposals.waiting_bytes + service->proposals.bytes.size;
     if (request_bytes > service->options.max_request_bytes)
         return TRIMARAN_ERROR_REQUEST_TOO_LARGE;
-    if (cost > 0 && trimaran_mvcc_has_alarm(service->mvcc, TRIMARAN_ALARM_NO_SPACE))
-        return TRIMARAN_ERROR_NO_SPACE;
     if (cost > 0 && service->options.quota_bytes > 0) {
+        /* Looked at before the alarm: each member that is asked for more than it has tells so. */
         int64_t total, in_use;
         trimaran_state_sizes(state, &total, &in_use);
         if (in_use + (int64_t)pending + cost >= service->options.quota_bytes) {
@@ -96,6 +95,8 @@ static trimaran_error check_room(trimaran_service *service, int64_t cost, size_t
             return TRIMARAN_ERROR_NO_SPACE;
         }
     }
+    if (cost > 0 && trimaran_mvcc_has_alarm(service->mvcc, TRIMARAN_ALARM_NO_SPACE))
+        return TRIMARAN_ERROR_NO_SPACE;
     if (pending > service->options.max_pending_bytes || is_crowded(service, waiting))
         return TRIMARAN_ERROR_TOO_MANY_REQUESTS;
     return TRIMARAN_ERROR_NONE;
