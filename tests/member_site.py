@@ -28,6 +28,7 @@ MASKS = (
     (r'"([Vv]ersion)"( ?): "[^"]*"', r'"\1"\2: "V"'),
     (r"took = \S+", "took = T"),
     # Client and server see the end of the client's time; either may say so first.
+    (r"etcdserver: request timed out, leader transfer took too long", "context deadline exceeded"),
     (r"rpc error: code = \w+ desc = (context deadline exceeded)", r"\1"),
     (r"compacted revision \d+", "compacted revision N"),
     (r'"([Tt]ook)"( ?): ("?)[^",\n]+\3', r'"\1"\2: T'),
