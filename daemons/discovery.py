@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import dns.asyncresolver
 
-from trimaran.client import Client, TLSOptions
+from trimaran.client import Client, Dialing, TLSOptions
 from trimaran.client.discovery import dns_answers, lookup_services, system_resolver
 from trimaran.errors import ConfigError, StoreError, StoreUnavailableError
 from trimaran.store import discovery as rules
@@ -70,7 +70,7 @@ async def discover_by_dns(
     return rules.cluster_of_records(options.name, own_urls, own, resolved, domain)
 
 
-def _client(options: StoreOptions) -> Client:
+def registry_client(options: StoreOptions) -> Client:
     """Make the client of --discovery-endpoints."""
     tls = None
     if not options.discovery_insecure_transport:
@@ -86,6 +86,11 @@ def _client(options: StoreOptions) -> Client:
         user=user or None,
         password=(password if colon else options.discovery_password) if user else None,
         timeout_s=options.discovery_request_timeout_s,
+        dialing=Dialing(
+            options.discovery_dial_timeout_s,
+            options.discovery_keepalive_time_s,
+            options.discovery_keepalive_timeout_s,
+        ),
     )
 
 
@@ -98,7 +103,7 @@ async def discover_by_registry(options: StoreOptions) -> dict[str, tuple[str, ..
     Raises:
         ConfigError: the registry has no size for the token, or all members already.
     """
-    async with _client(options) as client:
+    async with registry_client(options) as client:
         return await _Registry(client, options).join()
 
 

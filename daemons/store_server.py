@@ -56,6 +56,7 @@ LOG = logging.getLogger("trimaran.store")
 SEAL_INTERVAL_S = 0.1
 REVOCATION_INTERVAL_S = 1.0
 ADDRESS_PATIENCE = 5  # election time-outs
+LEADER_TICKS = 3
 SEAL_BYTES = 64 * 1024**2
 
 Outcome = TypeVar("Outcome")
@@ -85,6 +86,8 @@ class Stored:
         self._published = asyncio.Event()
         self._is_open = False
         self._stopping = False
+        self._may_hurry = False
+        self._leaderless_ticks = 0
         self._disk_error = 0
         self.maintenance = StoreMaintenance(self)
         self._server: GrpcServer | None = None
@@ -198,6 +201,13 @@ class Stored:
         self._loop.add_reader(self.member.log_fd, self._turn_and_flush)
         self._loop.add_reader(self.member.state_fd, self._collect)
         self._every(self.options.heartbeat_interval_ms / 1000, self._tick)
+        own = self.identity.member_id
+        # A lease of reads rests on a started member's silence, which must not be cut short.
+        self._may_hurry = (
+            self.options.initial_election_tick_advance
+            and not self.options.lease_reads
+            and not is_alone(self.member, own)
+        )
         self._every(CHECK_INTERVAL_S, self._report_disk)
         self._every(REVOCATION_INTERVAL_S, self.peers.transport.end_revoked)
         patience_s = ADDRESS_PATIENCE * self.options.election_timeout_ms / 1000
@@ -345,7 +355,31 @@ class Stored:
 
         self._timers.append(self._loop.call_later(interval_s, run))
 
+    def _hurry_first_election(self) -> None:
+        """Once most members are connected and none leads: wait no longer than chance has it.
+
+        Each waits the election time-out and up to as long again, at random. The first part gives a
+        leader time to be heard; after a start it is left out, once, as etcd does.
+        """
+        voters = set(self.member.members()["voters"]) - {self.identity.member_id}
+        connected = sum(map(self.peers.transport.is_connected, voters))
+        if self.node.leader != 0:
+            self._may_hurry = False
+        elif connected * 2 >= len(voters) and connected > 0:
+            # A leader that is there already is heard within a tick or two.
+            self._leaderless_ticks += 1
+            if self._leaderless_ticks <= LEADER_TICKS:
+                return
+            self._may_hurry = False
+            ticks = self.options.election_timeout_ms // self.options.heartbeat_interval_ms
+            ticks -= LEADER_TICKS + 1
+            LOG.info("the first election comes %d ticks early", ticks)
+            for _ in range(ticks):
+                self.member.tick()
+
     def _tick(self) -> None:
+        if self._may_hurry:
+            self._hurry_first_election()
         self.node.tick(time.monotonic())
         self._turn_and_flush()
 

@@ -1,5 +1,7 @@
 """Members of `trimaran-stored` that get other URLs: `member update`, then a restart with them."""
 
+import pytest
+
 from etcd_server import StoreServer, free_port, wait_leader
 from etcdctl import call, revision
 from test_store_intruders import active_peers, eventually_now, make_servers, started
@@ -49,6 +51,16 @@ def test_members_get_other_urls_one_by_one() -> None:
             server.wait_ready()
         wait_leader(servers)
         assert len({revision(server) for server in servers}) == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--initial-election-tick-advance=false",)])
+def test_the_first_election_may_come_early(words: tuple[str, ...]) -> None:
+    servers = make_servers(arguments=["--election-timeout=3000", *words])
+    early = "the first election comes 26 ticks early"
+    with started(servers):
+        wait_leader(servers)
+        told = [early in server.log_path.read_text() for server in servers]
+        assert any(told) is not bool(words)
 
 
 def test_a_member_that_moved_without_a_word_is_told_what_to_do() -> None:

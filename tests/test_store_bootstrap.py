@@ -10,16 +10,16 @@ import pytest
 from aio import run
 from dns_server import DnsServer
 from etcd_server import StoreServer
-from trimaran.client import Client
+from trimaran.client import Client, Dialing
 from trimaran.client.discovery import discover
 from trimaran.daemons.bootstrap import Ask, found, peer_ask, same_urls
 from trimaran.daemons.data_directory import Founding, founding_of, open_data_directory
-from trimaran.daemons.discovery import discover_by_dns, discover_by_registry
+from trimaran.daemons.discovery import discover_by_dns, discover_by_registry, registry_client
 from trimaran.daemons.peer_connection import PeerIdentity
 from trimaran.daemons.peer_transport import PeerTransport
 from trimaran.errors import ConfigError
 from trimaran.store.identity import cluster_id, member_id
-from trimaran.store.options import StoreOptions, complete
+from trimaran.store.options import StoreOptions, complete, read_options
 from trimaran.store.peer_calls import Done, PeerMethod
 from trimaran.wire import etcd_pb2 as pb
 
@@ -326,3 +326,22 @@ def test_members_are_asked_over_the_peers_protocol(tmp_path: Path) -> None:
 
     run(main())
     assert [pb.MemberListRequest.FromString(r).linearizable for r in requests] == [False] * 2
+
+
+def test_the_way_to_the_registry_follows_its_flags() -> None:
+    words = ["--discovery-endpoints=http://127.0.0.1:1", "--discovery-token=t"]
+    times = ["--discovery-dial-timeout=3s", "--discovery-keepalive-time=20s"]
+    options = read_options([*words, *times, "--discovery-keepalive-timeout=4s"], {})
+
+    async def main() -> None:
+        async with registry_client(options) as client:
+            (endpoint,) = client.pool._endpoints
+            assert endpoint._dialing == Dialing(3.0, 20.0, 4.0)
+            said = dict(endpoint._dialing.options())
+            assert said["grpc.min_reconnect_backoff_ms"] == 3000
+            assert said["grpc.keepalive_time_ms"] == 20_000
+            assert said["grpc.keepalive_timeout_ms"] == 4000
+
+    run(main())
+    # Pings more often than every 5 s would have the connection closed.
+    assert dict(Dialing(keepalive_time_s=2.0).options())["grpc.keepalive_time_ms"] == 7000

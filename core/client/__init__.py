@@ -9,7 +9,7 @@ Reads go to another endpoint when one fails; a write that may have taken effect 
 """
 
 from trimaran.client.cluster import ClusterCalls
-from trimaran.client.endpoints import TLSOptions
+from trimaran.client.endpoints import Dialing, TLSOptions
 from trimaran.client.kv import KeyValueCalls
 from trimaran.client.lease import KeepAlive, LeaseCalls
 from trimaran.client.ops import Compare, Delete, Get, Op, Put, Txn, prefix_range_end
@@ -43,6 +43,7 @@ __all__ = [
     "Compare",
     "Delete",
     "DeleteResult",
+    "Dialing",
     "Event",
     "EventType",
     "Get",

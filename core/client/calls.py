@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from trimaran.client.endpoints import Endpoint, EndpointPool, TLSOptions
+from trimaran.client.endpoints import Dialing, Endpoint, EndpointPool, TLSOptions
 from trimaran.errors import (
     ETCD_ERRORS,
     CompactedError,
@@ -117,6 +117,7 @@ class Caller:
         tls: options for TLS endpoints.
         user, password: log in with these; both or neither.
         timeout_s: how long a request may take in all, with its repetitions.
+        dialing: how long connecting and silence may take.
         jitter: gives numbers in [0, 1) that scatter waiting times.
     """
 
@@ -129,11 +130,12 @@ class Caller:
         password: str | None = None,
         timeout_s: float = 5.0,
         jitter: Callable[[], float] = random.random,
+        dialing: Dialing | None = None,
     ) -> None:
         if (user is None) != (password is None):
             raise ConfigError("give both user and password, or neither")
         self.timeout_s = timeout_s
-        self.pool = EndpointPool(endpoints, tls)
+        self.pool = EndpointPool(endpoints, tls, dialing)
         self._user = user
         self._password = password
         self._jitter = jitter

@@ -24,23 +24,45 @@ CLOSE_TIMEOUT_S: Final = 2.0
 # Calls on an endpoint that is none any more have this long to end.
 RETIRE_S: Final = 10.0
 _PROBE_TIMEOUT_S: Final = 0.5
+KEEPALIVE_TIME_MIN_S: Final = 7.0
 
 _CHANNEL_OPTIONS: Final[list[tuple[str, int]]] = [
     # Whether to repeat a request is decided in calls.py alone.
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A dead peer is noticed after 10 s; servers refuse pings more often than every 5 s.
-    ("grpc.keepalive_time_ms", 7_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Connections and their back-off are this client's own, not shared within the process.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialing:
+    """How to connect and to notice that the other side is gone.
+
+    Attributes:
+        connect_timeout_s: how long an attempt may take.
+        keepalive_time_s: silence after which the client pings; servers refuse pings more often
+            than every 5 s, so that less than the default counts as the default.
+        keepalive_timeout_s: how long an answer to that may take.
+    """
+
+    connect_timeout_s: float = 2.0
+    keepalive_time_s: float = KEEPALIVE_TIME_MIN_S
+    keepalive_timeout_s: float = 3.0
+
+    def options(self) -> list[tuple[str, int]]:
+        """Give them as gRPC's options of a channel."""
+        time_s = max(self.keepalive_time_s, KEEPALIVE_TIME_MIN_S)
+        return [
+            ("grpc.min_reconnect_backoff_ms", round(self.connect_timeout_s * 1000)),
+            ("grpc.keepalive_time_ms", round(time_s * 1000)),
+            ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout_s * 1000)),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +151,9 @@ class Endpoint:
         failed_until_s: monotonic time until which other endpoints are preferred.
     """
 
-    def __init__(self, url: str, tls: TLSOptions | None) -> None:
+    def __init__(self, url: str, tls: TLSOptions | None, dialing: Dialing | None = None) -> None:
         self.url = url
+        self._dialing = dialing or Dialing()
         self._target, self._secure = parse_endpoint(url, tls is not None)
         self._tls = tls or TLSOptions()
         self._channel: Any = None
@@ -145,7 +168,10 @@ class Endpoint:
             ConfigError: the TLS options do not work.
         """
         if self._channel is None:
-            options: list[tuple[str, int | str]] = [*_CHANNEL_OPTIONS]
+            options: list[tuple[str, int | str]] = [
+                *_CHANNEL_OPTIONS,
+                *self._dialing.options(),
+            ]
             if self._secure:
                 if self._tls.server_name:
                     options.append(("grpc.ssl_target_name_override", self._tls.server_name))
@@ -241,6 +267,7 @@ class EndpointPool:
     Args:
         urls: the endpoints, in order of preference.
         tls: options for those that are https.
+        dialing: how long connecting and silence may take.
         clock: monotonic seconds.
     """
 
@@ -248,12 +275,14 @@ class EndpointPool:
         self,
         urls: Sequence[str],
         tls: TLSOptions | None,
+        dialing: Dialing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if isinstance(urls, str) or not urls:
             raise ConfigError("give a list of at least one endpoint, e.g. http://127.0.0.1:2379")
         self._tls = tls
-        self._endpoints = [Endpoint(url, tls) for url in urls]
+        self._dialing = dialing
+        self._endpoints = [Endpoint(url, tls, dialing) for url in urls]
         self._closing: set[asyncio.Task[None]] = set()
         self._clock = clock
         self._preferred = 0
@@ -291,7 +320,10 @@ class EndpointPool:
         if list(urls) == self.urls:
             return
         known = {endpoint.url: endpoint for endpoint in self._endpoints}
-        chosen = [known.pop(url) if url in known else Endpoint(url, self._tls) for url in urls]
+        chosen = [
+            known.pop(url) if url in known else Endpoint(url, self._tls, self._dialing)
+            for url in urls
+        ]
         preferred = self._endpoints[self._preferred]
         self._endpoints = chosen
         self._preferred = chosen.index(preferred) if preferred in chosen else 0
