@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import shutil
 import struct
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from trimaran.daemons.peer_connection import PeerStream
@@ -297,8 +299,16 @@ class StoreSnapshots:
             LOG.info("took over the state of member %x, up to entry %d", building.peer, index)
             self._installed()
         await in_thread(prepared.close)
+        if not taken:
+            await in_thread(partial(_discard, Path(f"{state_directory}.new")))
         self._turn_soon()
         return taken
+
+
+def _discard(fresh: Path) -> None:
+    """Remove a state that is not needed; its marker first, as the rest of it is not complete."""
+    (fresh / "complete").unlink()
+    shutil.rmtree(fresh)
 
 
 def _chunk_or_none(reader: SnapshotReader, number: int) -> bytes | None:
