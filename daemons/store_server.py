@@ -499,8 +499,8 @@ class Stored:
         own = self.node.members.table.members.get(self.identity.member_id)
         if urls == [*StoreOptions.initial_advertise_peer_urls]:
             return  # most likely not given, as it is not needed after the first start
-        if own is None or urls == sorted(own.peerURLs):
-            return
+        if own is None or urls == sorted(own.peerURLs) or self.options.discovery_srv:
+            return  # DNS has names where the flag may have addresses
         LOG.warning(
             "the others look for this member at %s, not at %s: `trimaran member update %x "
             "--peer-urls %s` tells them",

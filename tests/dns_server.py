@@ -1,6 +1,11 @@
-"""A DNS server on a free loopback port that knows what a test tells it."""
+"""A DNS server on a free loopback port that knows what a test tells it.
+
+As a process: python dns_server.py ADDRESS RECORDS, on port 53; RECORDS are JSON: name, type, texts.
+"""
 
 import asyncio
+import json
+import sys
 from typing import Self
 
 import dns.asyncresolver
@@ -17,16 +22,23 @@ class DnsServer(asyncio.DatagramProtocol):
         records: texts by (name, type), e.g. {("a.test", "A"): ["127.0.0.1"]}; names without a dot
             at the end. A name that is not there does not exist.
         fails: answer every question with SERVFAIL.
+        place: address and port.
     """
 
-    def __init__(self, records: dict[tuple[str, str], list[str]], fails: bool = False) -> None:
+    def __init__(
+        self,
+        records: dict[tuple[str, str], list[str]],
+        fails: bool = False,
+        place: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:
+        self._place = place
         self._records = records
         self._fails = fails
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(
-            lambda: self, local_addr=("127.0.0.1", 0)
+            lambda: self, local_addr=self._place
         )
         self.port: int = self._transport.get_extra_info("sockname")[1]
         return self
@@ -58,3 +70,15 @@ class DnsServer(asyncio.DatagramProtocol):
         elif not any(known == name for known, _ in self._records):
             answer.set_rcode(dns.rcode.NXDOMAIN)
         self._transport.sendto(answer.to_wire(), address)
+
+
+async def serve(address: str, text: str) -> None:
+    """Answer until the process is ended."""
+    records = {(name, kind): texts for name, kind, texts in json.loads(text)}
+    async with DnsServer(records, place=(address, 53)):
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(*sys.argv[1:]))
