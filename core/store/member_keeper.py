@@ -254,9 +254,8 @@ class MemberKeeper:
         if not self._ports.is_leader:
             self._pass_on(PeerMethod.MEMBER_REMOVE, _bytes(request), done)
             return
-        heir = self._heir() if self._settings.member_id == request.ID else 0
-        if heir != 0:
-            self._hand_over(heir, request, done)
+        if self._settings.member_id == request.ID and len(self.table.voters) > 1:
+            self._hand_over(request, done)
             return
         self._queue_change(lambda table: plan_remove(table, request.ID, self.health()), done)
 
@@ -270,12 +269,16 @@ class MemberKeeper:
         reached = {peer: known["match"] for peer, known in progress.items() if known is not None}
         return max(reached, key=lambda peer: reached[peer], default=0)
 
-    def _hand_over(self, heir: int, request: pb.MemberRemoveRequest, done: MembersDone) -> None:
+    def _hand_over(self, request: pb.MemberRemoveRequest, done: MembersDone) -> None:
         """Have another member remove this one, which leads.
 
         A leader that removes itself is the only one to know for sure that the change is committed.
         Where it ended before it could tell, the others would need its vote to find out.
         """
+        heir = self._heir()
+        if heir == 0:
+            done(etcd_error("UNHEALTHY"))
+            return
 
         def moved(error: StoreError | None) -> None:
             if error is not None:
