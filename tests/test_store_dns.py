@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from etcd_server import ServerStartError, StoreServer, free_port, missing_reason
-from test_store_intruders import eventually_now
+from etcd_server import ServerStartError, StoreServer, free_port, missing_reason, wait_leader
+from etcdctl import call
+from test_store_intruders import eventually_now, started
+from trimaran.wire import etcd_pb2 as pb
 
 ADDRESS = f"127.53.{os.getpid() % 250}.{os.getpid() // 250 % 250 + 1}"
 SRV = "_etcd-server._tcp.x.test"
@@ -73,6 +75,32 @@ def records_of(members: list[StoreServer]) -> list[tuple[str, str, list[str]]]:
         f"0 0 {member.peer_port} {name}." for member, name in zip(members, names, strict=True)
     ]
     return [(SRV, "SRV", services), *((name, "A", ["127.0.0.1"]) for name in names)]
+
+
+def test_three_members_found_a_cluster(tmp_path: Path) -> None:
+    members = make_members(tmp_path)
+    with dns(*records_of(members)), told(members), started(members):
+        leader = wait_leader(members)
+        listed = call(leader, "Cluster/MemberList", pb.MemberListRequest()).members
+        assert {one.name: [*one.peerURLs] for one in listed} == {
+            one.name: [f"http://{one.name}.x.test:{one.peer_port}"] for one in members
+        }
+        for one in members:
+            call(one, "KV/Put", pb.PutRequest(key=one.name.encode(), value=b"x"))
+        # After the first start the records are not asked for any more.
+        members[0].restart()
+        call(members[0], "KV/Put", pb.PutRequest(key=b"again", value=b"x"))
+
+
+@contextlib.contextmanager
+def told(members: list[StoreServer]) -> Iterator[None]:
+    """Show every member's log where something fails."""
+    try:
+        yield
+    except BaseException:
+        for member in members:
+            print(member.name, member.log_tail(3000))
+        raise
 
 
 def refused(member: StoreServer) -> str:
