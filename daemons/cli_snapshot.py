@@ -149,3 +149,5 @@ def restore(
         context.print_json(asdict(facts))
     else:
         click.echo(f"Restored revision {facts.revision} into {options.data_dir}")
+        if len(options.initial_cluster) > 1:
+            click.echo("Restore on every host before any member is started.", err=True)

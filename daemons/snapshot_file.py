@@ -162,8 +162,8 @@ def _flush(folder: Path) -> None:
 def _found(builder: StateBuilder, directory: DataDirectory) -> None:
     """Name the members of the new cluster in a state, as if its log had done so.
 
-    A log that began with the first entry would lead who joins later, or was started without the
-    snapshot, to a state without what was restored.
+    A log that began with the first entry would lead who joins later to a state without what was
+    restored. Who was started without the snapshot is elected by nobody who has it.
     """
     assert directory.bootstrap is not None
     founding = decode_configuration(directory.bootstrap)

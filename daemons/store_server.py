@@ -518,6 +518,8 @@ class Stored:
                 self.options.data_dir,
                 os.strerror(error),
             )
+        if error != 0:
+            self.node.persisted()
         if error == 0 and self._disk_error != 0:
             LOG.info("writing to %s again", self.options.data_dir)
         self._disk_error = error

@@ -14,7 +14,7 @@ from trimaran.daemons.up_authority import fingerprint
 from trimaran.daemons.up_enroll import JoinClient, JoinUnavailableError
 from trimaran.daemons.up_host import HostState
 from trimaran.daemons.up_parts import JOIN_INTERVAL_S, StartError, check_address, forever
-from trimaran.errors import JoinRefusedError, StoreError, TrimaranError
+from trimaran.errors import JoinRefusedError, StoreError, StoreUnavailableError, TrimaranError
 
 if TYPE_CHECKING:
     from trimaran.daemons.stored import Stored
@@ -107,8 +107,11 @@ async def tell_new_address(state: HostState) -> None:
                     LOG.warning("telling the others that this host is at %s", state.host.peer_url)
                     await client.member_update(listed.id, [state.host.peer_url])
                 return
-            except StoreError as error:
+            except StoreUnavailableError as error:
                 LOG.debug("the others do not answer yet: %s", error.message)
+            except StoreError as error:
+                LOG.error("the others do not take this host's address: %s", error.message)
+                return
             await asyncio.sleep(JOIN_INTERVAL_S)
 
 

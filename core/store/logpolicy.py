@@ -46,7 +46,8 @@ class LogHold:
         """Tell whether the log is not to be cut now.
 
         Args:
-            progress: what the leader knows of each other member; empty where it does not lead.
+            progress: what the leader knows of each other member, None of one that it has no
+                connection to; empty where it does not lead.
             persisted_index: the last entry whose effect the state store has on disk.
             now_s: the time, on a steady clock.
         """
@@ -54,10 +55,9 @@ class LogHold:
             del self._since_s[peer]
         for peer, known in progress.items():
             if known is None:
-                self._since_s.pop(peer, None)
+                self._since_s.pop(peer, None)  # it is gone
             elif known["state"] == SNAPSHOTTING:
                 self._since_s.setdefault(peer, now_s)
-            elif known["match"] >= persisted_index or not known["active"]:
-                # It has what the log could lose, or is gone.
-                self._since_s.pop(peer, None)
+            elif known["match"] >= persisted_index:
+                self._since_s.pop(peer, None)  # it has what the log could lose
         return any(now_s - since_s < HOLD_S_MAX for since_s in self._since_s.values())

@@ -140,6 +140,10 @@ class MemberKeeper:
         """What is sent to a peer arrives."""
         self._connected_s.setdefault(peer, now_s)
 
+    def reaches(self, peer: int) -> bool:
+        """Whether there is a connection to a peer."""
+        return peer in self._connected_s
+
     def lost(self, peer: int) -> None:
         """The connection to a peer is gone."""
         self._connected_s.pop(peer, None)

@@ -187,14 +187,18 @@ class Node:
         return [*messages, *frames]
 
     def persisted(self) -> None:
-        """The state was committed: drop log entries that nobody needs any more."""
+        """The state was committed: drop log entries that nobody needs any more.
+
+        To be asked again where the disk is full: nothing is committed then until there is room.
+        """
         target = log_compaction_target(
             first_index=self.member.log_range()[0],
             persisted_index=self.member.persisted_index,
             snapshot_count=self.settings.snapshot_count,
             catch_up_entries=self.settings.catch_up_entries,
         )
-        if self._holds_log() or target is None:
+        holds = self._holds_log() and self.member.disk_error() == 0
+        if holds or target is None:
             return
         if target > self._log_cut:
             self._log_cut = target
@@ -204,8 +208,10 @@ class Node:
         """Whether a member takes over the state, and needs the log from there on."""
         progress = {}
         if self.member.is_leader:
-            others = self.members.table.members.keys() - {self.settings.member_id}
-            progress = {peer: self.member.raft_progress(peer) for peer in others}
+            progress = {
+                peer: self.member.raft_progress(peer) if self.members.reaches(peer) else None
+                for peer in self.others()
+            }
         return self._log_hold.update(progress, self.member.persisted_index, self.now_s)
 
     def replaced(self, now_s: float) -> None:
