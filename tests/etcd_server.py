@@ -7,6 +7,7 @@ outlives a test run that was killed.
 import contextlib
 import importlib.util
 import os
+import random
 import re
 import shutil
 import socket
@@ -54,10 +55,15 @@ class ServerTLS:
 
 
 def free_port() -> int:
-    """Ask the kernel for a loopback port that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Find a loopback port that nobody has at this moment.
+
+    Below those that the kernel gives to connections: one of them could take it before its use.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def command(kind: str) -> list[str] | None:
@@ -231,7 +237,7 @@ class StoreServer:
             except ServerStartError as error:
                 self.kill()
                 # Another process may have taken a port between our probe and its use.
-                if "address already in use" not in str(error) or attempt + 1 == attempts:
+                if "address already in use" not in str(error).lower() or attempt + 1 == attempts:
                     raise
                 shutil.rmtree(self.folder / "data", ignore_errors=True)
                 self._take_ports()
