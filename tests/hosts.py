@@ -410,9 +410,12 @@ class Host:
 
     def power_off(self) -> None:
         """Cut the power: every process of the host is gone at once, without a word to anyone."""
-        if self.running:
+        while self.running:
             with contextlib.suppress(FileNotFoundError):
                 self.cgroup.joinpath("cgroup.kill").write_text("1")
+            # Who was not in the group yet, or is being born, is met by the next attempt.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
         self._process.wait()
         # Its systemd is dead when all its processes are; only then are the namespaces empty.
         while self._ticks and start_ticks(self.pid) == self._ticks:
