@@ -256,8 +256,8 @@ void trimaran_raft_compacted(trimaran_raft *raft, uint64_t first_index);
 void trimaran_raft_unreachable(trimaran_raft *raft, uint64_t id);
 /* The process of a member has ended, as far as its machine tells. Whoever follows it stands for
  * election within a few ticks. A hint: where it is wrong, pre-votes are refused and all goes on;
- * without PRE_VOTE it may cost an election. Without effect under leases, where a member's silence is
- * a promise to its leader. */
+ * without PRE_VOTE it may cost an election. Without effect under leases, where a member's silence
+ * is a promise to its leader. */
 void trimaran_raft_gone(trimaran_raft *raft, uint64_t id);
 /* The snapshot asked for by a SNAPSHOT message reached its receiver whole; its last index. */
 void trimaran_raft_snapshot_sent(trimaran_raft *raft, uint64_t to, uint64_t index);
