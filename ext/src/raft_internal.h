@@ -257,6 +257,8 @@ void trimaran_raft_members_set(trimaran_raft *raft, const trimaran_raft_members 
 uint64_t trimaran_raft_quorum_match(const trimaran_raft *raft);
 uint64_t trimaran_raft_quorum_round(const trimaran_raft *raft);
 bool trimaran_raft_quorum_active(const trimaran_raft *raft);
+/* Whether this member and that one are a quorum. */
+bool trimaran_raft_quorum_with(const trimaran_raft *raft, uint64_t id);
 /* 1: the election is won, -1: it is lost, 0: neither yet. */
 int trimaran_raft_quorum_votes(const trimaran_raft *raft);
 /* Whether one's own word is a quorum. */

@@ -81,6 +81,21 @@ bool trimaran_raft_quorum_active(const trimaran_raft *raft)
            && (raft->outgoing_count == 0 || active[1] > raft->outgoing_count / 2);
 }
 
+bool trimaran_raft_quorum_with(const trimaran_raft *raft, uint64_t id)
+{
+    uint32_t present[2] = {0, 0};
+
+    for (uint32_t i = 0; i < raft->peer_count; i++) {
+        const trimaran_raft_peer *peer = &raft->peers[i];
+        if (peer->id != raft->id && peer->id != id)
+            continue;
+        present[0] += peer->voter;
+        present[1] += peer->outgoing;
+    }
+    return present[0] > raft->voter_count / 2
+           && (raft->outgoing_count == 0 || present[1] > raft->outgoing_count / 2);
+}
+
 int trimaran_raft_quorum_votes(const trimaran_raft *raft)
 {
     uint32_t granted[2] = {0, 0}, rejected[2] = {0, 0};

@@ -1,5 +1,6 @@
 /* Linearizable reads (§6.4): a leader names its commit index once it knows that it leads still, by
- * a round of heartbeats that begins after the question, or by its lease (§6.4.1).
+ * a round of heartbeats that begins after the question, by the question of a follower that makes a
+ * majority with it, or by its lease (§6.4.1).
  *
  * All questions of one Ready share a round, and many rounds may be under way. */
 #include <errno.h>
@@ -82,6 +83,14 @@ static void queue(trimaran_raft *raft, trimaran_raft_request request)
     raft->requests[raft->request_count++] = request;
 }
 
+/* Who asks in this term has voted in no later one before it asked, so its question says of it what
+ * the answer to a heartbeat would. Of three voters that one and this one are a majority. A question
+ * that arrives late or twice is answered for reads that began before it was sent. */
+static bool asker_is_enough(const trimaran_raft *raft, uint64_t from)
+{
+    return from != raft->id && trimaran_raft_quorum_with(raft, from);
+}
+
 static void handle_request(trimaran_raft *raft, trimaran_raft_request request)
 {
     if (!trimaran_raft_committed_in_term(raft)) {
@@ -90,7 +99,8 @@ static void handle_request(trimaran_raft *raft, trimaran_raft_request request)
         return;
     }
     request.index = raft->commit;
-    if (trimaran_raft_is_alone(raft) || trimaran_raft_lease_is_valid(raft)) {
+    if (trimaran_raft_is_alone(raft) || trimaran_raft_lease_is_valid(raft)
+        || asker_is_enough(raft, request.from)) {
         answer(raft, &request);
         return;
     }
