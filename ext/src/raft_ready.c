@@ -55,15 +55,26 @@ static bool holds_unhanded(const trimaran_raft *raft)
            || raft->install == TRIMARAN_RAFT_INSTALL_WANTED;
 }
 
+/* In how many Readys what memory holds will go to the disk: entries that follow a snapshot go after
+ * it. */
+static uint64_t appends_to_come(const trimaran_raft *raft)
+{
+    if (raft->install == TRIMARAN_RAFT_INSTALL_WANTED)
+        return trimaran_raft_last(raft) > raft->handed ? 2 : 1;
+    return holds_unhanded(raft) ? 1 : 0;
+}
+
 trimaran_raft_message *trimaran_raft_send_durably(trimaran_raft *raft, uint32_t type, uint64_t to)
 {
-    uint64_t after = raft->appends_handed + (holds_unhanded(raft) ? 1 : 0);
+    uint64_t after = raft->appends_handed + appends_to_come(raft);
     trimaran_raft_held *held;
 
     if (after == raft->appends_done)
         return trimaran_raft_send(raft, type, to);
     raft->held = trimaran_raft_grow(raft->held, &raft->held_capacity, raft->held_count + 1,
                                     sizeof *raft->held);
+    assert(raft->held_count == 0 || raft->held[raft->held_count - 1].after <= after);
+    assert(raft->held_count == 0 || raft->held[raft->held_count - 1].after <= after);
     held = &raft->held[raft->held_count++];
     held->after = after;
     held->message = new_message(raft, type, to);

@@ -115,7 +115,7 @@ class RaftHost(Host):
             self.log.append([Entry(1, 1, text.encode(), CONFIGURATION)])
             self.hard_state = HardState(1, 0, 1)
             self.checks.appended(1, 1, 0, zlib.crc32(text.encode()))
-        self.incoming: State | None = None
+        self.incoming: dict[tuple[int, int], State] = {}
         self.pending: deque[tuple[int, HardState | None, list[Entry]]] = deque()
         self.reads: dict[int, int] = {}
         self.proposed: dict[int, int] = {}  # index: term
@@ -133,7 +133,7 @@ class RaftHost(Host):
         self.proposed.clear()
         self._waiting_reads.clear()
         self._flushing = False
-        self.incoming = None
+        self.incoming.clear()
         drift = self.options.clock_drift
         lease_us = (self.options.election_ticks - 1) * TICK_US * (1 - 3 * drift)
         self.raft = Raft(
@@ -176,7 +176,8 @@ class RaftHost(Host):
             if kind == "message":
                 self.raft.step(content)
             else:
-                self.incoming = content[1]
+                # More than one may come before raft takes one of them.
+                self.incoming[content[1].index, content[1].term] = content[1]
                 self.raft.step(content[0])
         except (KeyError, OSError, ValueError) as error:
             self.world.count(f"messages refused: {type(error).__name__}", peer, self.number)
@@ -363,10 +364,10 @@ class RaftHost(Host):
         self.wake()
 
     def _install(self, ready: Ready) -> None:
-        assert self.incoming is not None
-        assert ready.install == (self.incoming.index, self.incoming.term)
+        assert ready.install is not None
         self.world.count("snapshots installed", self.number, ready.install)
-        self.state = self.stored = self.incoming
+        self.state = self.stored = self.incoming[ready.install]
+        self.incoming.clear()
         self.log.reset(*ready.install)
         self.pending.clear()
         if ready.hard_state is not None:
