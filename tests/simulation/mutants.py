@@ -168,6 +168,16 @@ MUTANTS = {
         "if (trimaran_raft_is_alone(raft) || raft->round > 0) {",
         raft_checks.READ_INDEX,
     ),
+    "read-for-any-asker": _raft(
+        "who asks for a read and its leader are a majority of three, not of five (§6.4)",
+        "raft_read.c",
+        "return from != raft->id && trimaran_raft_quorum_with(raft, from);",
+        "return from != raft->id;",
+        raft_checks.READ_INDEX,
+        members=5,
+        partition_ticks=8,
+        wipe_ticks=0,
+    ),
     "read-before-the-term": _raft(
         "a new leader reads once an entry of its term is committed (§6.4 step 1)",
         "raft_read.c",
