@@ -163,7 +163,7 @@ int trimaran_rpc_poll(trimaran_rpc_server *server) {
     update_clock(server);
     read_unread(server);
     int count = POLL_EVENTS;
-    for (int round = 0; round < POLL_ROUNDS && count == POLL_EVENTS; round++) {
+    for (int round = 0; round < POLL_ROUNDS && count > 1; round++) {
         count = epoll_wait(server->epoll_fd, events, POLL_EVENTS, 0);
         for (int i = 0; i < count; i++) {
             dispatch(server, &events[i]);
