@@ -10,7 +10,10 @@ import contextlib
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from typing import Final, Protocol, cast, runtime_checkable
+
+from trimaran.ext.peer import PeerWire
 
 HANDSHAKE_BYTES_MAX: Final = 128 * 1024
 LINGER_S: Final = 5.0
@@ -24,6 +27,9 @@ class _HasOptions(Protocol):
     """A socket, or what uvloop gives for one."""
 
     def getsockopt(self, level: int, option: int, size: int) -> int | bytes:
+        """As of sockets."""
+
+    def fileno(self) -> int:
         """As of sockets."""
 
 
@@ -121,6 +127,7 @@ class Connection(asyncio.Protocol):
         paused: the network takes no more for now; what is written is kept in memory until
             `drained` is called.
         is_closed: nothing more comes or goes.
+        wire: takes bytes, or gives them, beside the event loop; None unless asked for.
     """
 
     def __init__(self, tls: TLSChannel | None = None) -> None:
@@ -128,11 +135,18 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self.is_closed = False
         self.received_bytes = 0
-        self.sent_bytes = 0
+        self._written_bytes = 0
         self.remote_host = ""
         self.remote = "?"
+        self.wire: PeerWire | None = None
         self._transport: asyncio.Transport | None = None
         self._established = tls is None
+        self._is_wire_read = False
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes ever sent, or waiting to leave."""
+        return self._written_bytes + (0 if self.wire is None else self.wire.sent_bytes)
 
     # What derived classes do.
 
@@ -167,11 +181,40 @@ class Connection(asyncio.Protocol):
             data = self.tls.output()
         self._write_raw(data)
 
+    def open_wire(self) -> PeerWire | None:
+        """Have a way to the socket itself, for bytes that need not pass through Python.
+
+        What is written here and what is sent there leave in the order of the calls: while the
+        network takes no more of the one, the other is blocked. None where there is TLS.
+        """
+        wire = self.extra("socket")
+        if self.tls is not None or self.is_closed or not isinstance(wire, _HasOptions):
+            return None
+        self.wire = PeerWire(wire.fileno())
+        self.wire.blocked = self.paused
+        return self.wire
+
+    def read_wire(self, take: Callable[[PeerWire], int], taken: Callable[[], None]) -> None:
+        """Have bytes read from the socket itself from now on, where that can be.
+
+        Args:
+            take: called when bytes wait; returns how many it took, 0 at their end. It may raise
+                OSError where the connection is lost.
+            taken: called after that.
+        """
+        wire = self.open_wire()
+        if wire is None:
+            return
+        self.set_reading(False)
+        asyncio.get_running_loop().add_reader(wire.fileno(), self._read_wire, wire, take, taken)
+        self._is_wire_read = True
+
     def close(self) -> None:
         """Send what was written, then close."""
         if self._transport is None or self.is_closed:
             return
         self.is_closed = True
+        self._close_wire()
         if self.tls is not None and self._established:
             self.tls.finish()
             self._write_raw(self.tls.output())
@@ -180,12 +223,13 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once and forget what has not left yet."""
         self.is_closed = True
+        self._close_wire()
         if self._transport is not None:
             self._transport.abort()
 
     def set_reading(self, reading: bool) -> None:
-        """Take bytes off the network, or leave them there."""
-        if self._transport is None or self._transport.is_closing():
+        """Take bytes off the network, or leave them there; not where the wire is read."""
+        if self._transport is None or self._transport.is_closing() or self._is_wire_read:
             return
         if reading and not self._transport.is_reading():
             self._transport.resume_reading()
@@ -260,22 +304,53 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
+        if self.wire is not None:
+            self.wire.blocked = True
 
     def resume_writing(self) -> None:
         self.paused = False
         if not self.is_closed:
             self.drained()
+        if self.wire is not None:
+            self.wire.blocked = self.paused
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_closed = True
+        self._close_wire()
         self.closed(error)
         self._transport = None
 
     def _write_raw(self, data: bytes) -> None:
         assert self._transport is not None
         if data:
-            self.sent_bytes += len(data)
+            self._written_bytes += len(data)
             self._transport.write(data)
+
+    def _read_wire(
+        self, wire: PeerWire, take: Callable[[PeerWire], int], taken: Callable[[], None]
+    ) -> None:
+        try:
+            count = take(wire)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abort()
+            return
+        self.received_bytes += count
+        if count == 0:
+            self.close()
+        taken()
+
+    def _close_wire(self) -> None:
+        """Let go of the socket before the event loop does, or it would stay open."""
+        if self.wire is None:
+            return
+        if self._is_wire_read:
+            asyncio.get_running_loop().remove_reader(self.wire.fileno())
+            self._is_wire_read = False
+        self._written_bytes += self.wire.sent_bytes
+        self.wire.close()
+        self.wire = None
 
     def _advance(self, data: bytes) -> None:
         """Take bytes of TLS, and answer where the handshake asks for it."""
@@ -307,6 +382,7 @@ class Connection(asyncio.Protocol):
     def _end(self) -> None:
         """Close without a word of TLS, but let the alert leave."""
         self.is_closed = True
+        self._close_wire()
         self._let_go()
 
     def _let_go(self) -> None:

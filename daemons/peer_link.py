@@ -258,6 +258,7 @@ class PeerLink:
             return error
         connection.when_drained = self._drain
         self.connection = connection
+        connection.open_wire()
         self.connects += 1
         self._told_s = -LOG_INTERVAL_S
         LOG.info("connected to member %x at %s", self.peer, url)

@@ -30,7 +30,8 @@ from trimaran.daemons.peer_link import (
 )
 from trimaran.daemons.refusals import Refusals
 from trimaran.daemons.tls import TLSSide, explain
-from trimaran.errors import StoreError, etcd_error
+from trimaran.errors import ProtocolError, StoreError, etcd_error
+from trimaran.ext.peer import PeerWire
 from trimaran.store.peer_calls import (
     REQUEST,
     RESPONSE,
@@ -76,6 +77,9 @@ class PeerTransport(IncomingOwner):
     Attributes:
         on_data: (peer, bytes) called with what a member sends, in pieces of any size; it may
             raise ProtocolError, which ends the connection.
+        on_readable: (peer, wire) called instead, where there is no TLS, when bytes of a member wait
+            at its socket, to take them; it may raise ProtocolError and OSError.
+        on_read: called after that.
         on_opened: (peer) called before the first bytes of a new connection of a member.
         on_connected: (peer) called when what is sent to it arrives (again).
         on_lost: (peer) called when what was sent to it last may not have arrived.
@@ -83,6 +87,7 @@ class PeerTransport(IncomingOwner):
         on_refused: (peer, refusal) called when a member does not accept this one.
         on_call: (sender or 0, method, payload, done) called with a call of `call_member`.
         on_stream: (stream) called when a member opens one; the coroutine it returns is run.
+        wires: ways to the sockets of members that are connected without TLS, by their ids.
         tls: as given.
         admit: (member) says why a member is not accepted, None where it is.
     """
@@ -90,6 +95,8 @@ class PeerTransport(IncomingOwner):
     def __init__(self, identity: PeerIdentity, tls: TLSSide | None = None) -> None:
         self.identity = identity
         self.on_data: Callable[[int, bytes], None] = lambda peer, data: None
+        self.on_readable: Callable[[int, PeerWire], int] | None = None
+        self.on_read: Callable[[], None] = lambda: None
         self.on_opened: Callable[[int], None] = lambda peer: None
         self.on_connected: Callable[[int], None] = lambda peer: None
         self.on_lost: Callable[[int], None] = lambda peer: None
@@ -99,6 +106,7 @@ class PeerTransport(IncomingOwner):
         self.on_stream: Callable[[PeerStream], None] = lambda stream: stream.close()
         self.admit: Callable[[int], Refusal | None] = lambda member: None
         self.links: dict[int, PeerLink] = {}
+        self.wires: dict[int, PeerWire] = {}
         self.refusals = Refusals(LOG, "refused a connection to the peers' side")
         self.received_bytes: Counter[int] = Counter()
         self.tls = tls
@@ -135,6 +143,7 @@ class PeerTransport(IncomingOwner):
         self._parting.clear()
         links = [*self.links.values()]
         self.links.clear()
+        self.wires.clear()
         for link in links:
             await link.stop()
         for connection in [*self._ungreeted, *self._receiving.values(), *self._others]:
@@ -169,6 +178,7 @@ class PeerTransport(IncomingOwner):
 
     def _part(self, peer: int) -> None:
         del self._parting[peer]
+        self.wires.pop(peer, None)
         self._background(self.links.pop(peer).stop())
         receiving = self._receiving.pop(peer, None)
         if receiving is not None:
@@ -293,12 +303,22 @@ class PeerTransport(IncomingOwner):
 
     def _add(self, peer: int, urls: Sequence[str]) -> PeerLink:
         link = PeerLink(peer, urls, self.identity, self.tls)
-        link.connected = lambda: self.on_connected(peer)
-        link.lost = lambda: self.on_lost(peer)
+        link.connected = lambda: self._connected(link)
+        link.lost = lambda: self._lost(link)
         link.gone = lambda: self.on_gone(peer)
         link.refused = lambda error: self.on_refused(peer, error.refusal)
         link.start()
         return link
+
+    def _connected(self, link: PeerLink) -> None:
+        if link.connection is not None and link.connection.wire is not None:
+            self.wires[link.peer] = link.connection.wire
+        self.on_connected(link.peer)
+
+    def _lost(self, link: PeerLink) -> None:
+        if link.connection is None:
+            self.wires.pop(link.peer, None)
+        self.on_lost(link.peer)
 
     def _background(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
@@ -334,6 +354,10 @@ class PeerTransport(IncomingOwner):
             Purpose.SNAPSHOT: self._begin_stream,
         }
         connection.accept(begin[hello.purpose](connection, hello.sender))
+        if hello.purpose == Purpose.MESSAGES and self.on_readable is not None:
+            connection.read_wire(
+                lambda wire: self._read(connection, hello.sender, wire), self.on_read
+            )
 
     def _refuse_member(
         self,
@@ -368,6 +392,16 @@ class PeerTransport(IncomingOwner):
             self.on_data(peer, data)
 
         return take
+
+    def _read(self, connection: Incoming, peer: int, wire: PeerWire) -> int:
+        assert self.on_readable is not None
+        try:
+            count = self.on_readable(peer, wire)
+        except ProtocolError as error:
+            self.refuse(connection, Refusal.PROTOCOL, str(error))
+            return 0
+        self.received_bytes[peer] += count
+        return count
 
     def _begin_stream(self, connection: Incoming, peer: int) -> Callable[[bytes], None]:
         self._others.add(connection)

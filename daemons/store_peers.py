@@ -9,6 +9,7 @@ from trimaran.daemons.listening import bind, close_all
 from trimaran.daemons.peer_connection import PeerIdentity
 from trimaran.daemons.peer_transport import PeerTransport
 from trimaran.daemons.tls import TLSSide
+from trimaran.ext.peer import PeerWire
 from trimaran.store.node import Node
 from trimaran.store.peer_calls import Done
 from trimaran.store.peer_frames import Refusal
@@ -32,6 +33,7 @@ class StorePeers:
         node: Node,
         identity: PeerIdentity,
         turn_soon: Callable[[], None],
+        turn: Callable[[], None],
         tls: TLSSide | None = None,
     ) -> None:
         self.transport = PeerTransport(identity, tls)
@@ -40,6 +42,8 @@ class StorePeers:
         self._turn_soon = turn_soon
         self._known: Mapping[int, Sequence[str]] = {}
         self.transport.on_data = self._receive
+        self.transport.on_readable = self._read
+        self.transport.on_read = turn
         self.transport.on_opened = lambda peer: node.opened(peer, time.monotonic())
         self.transport.on_connected = lambda peer: node.connected(peer, time.monotonic())
         self.transport.on_lost = self._lost
@@ -80,15 +84,18 @@ class StorePeers:
         table = self._node.members.table
         self.transport.set_peers(table.peer_urls() if table.members else self._known)
 
-    def send(self) -> None:
-        """Send what the node has made."""
-        outgoing = self._node.outgoing()
+    def send(self, unsent: Sequence[tuple[int, bytes]]) -> None:
+        """Send what a turn has left, and the node's calls and answers after it."""
+        outgoing = [*unsent, *self._node.take_frames()]
         if outgoing:
             self.transport.send_all(outgoing)
 
     def _receive(self, peer: int, data: bytes) -> None:
         self._node.receive(peer, data, time.monotonic())
         self._turn_soon()
+
+    def _read(self, peer: int, wire: PeerWire) -> int:
+        return self._node.receive_from(peer, wire, time.monotonic())
 
     def _lost(self, peer: int) -> None:
         self._node.lost(peer, time.monotonic())

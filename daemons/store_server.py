@@ -45,6 +45,7 @@ from trimaran.errors import (
     etcd_error,
 )
 from trimaran.ext import member as engine
+from trimaran.ext import turn
 from trimaran.store.corruption import HashDone, StateHash
 from trimaran.store.lease_keeper import CHECK_INTERVAL_S
 from trimaran.store.lessor import Lessor, minimum_ttl_s
@@ -153,8 +154,9 @@ class Stored:
         self.node.hash_state = self._hash_state
         self.node.corruption.found = self._report_corruption
         identity = PeerIdentity(self.identity.cluster_id, self.identity.member_id, ETCD_VERSION)
-        self.peers = StorePeers(self.node, identity, self._turn_soon, tls)
+        self.peers = StorePeers(self.node, identity, self._turn_soon, self._turn_and_flush, tls)
         self.peers.removed = self._fail_removed
+        self._turns = turn.Turns(self.member, self.peers.transport.wires)
         self.snapshots = StoreSnapshots(
             self.member,
             member_options(self.options, directory),
@@ -384,14 +386,24 @@ class Stored:
         self._turn_and_flush()
 
     def _turn(self) -> None:
-        if self.node.turn(time.monotonic()):
+        news = self._turns.turn()
+        if news or self.node.frames:
+            self._take_news(news)
+
+    def _take_news(self, news: int) -> None:
+        """Do what a turn has left to be done."""
+        if news & (turn.RESULTS | turn.STATUS):
+            self.node.turned(time.monotonic())
+        if news & turn.MORE:
             self._turn_soon()
-        self.peers.send()
-        self.snapshots.send_wanted()
-        if self._seal_timer is None and self.member.pending_bytes > 0:
-            self._seal_timer = self._loop.call_later(SEAL_INTERVAL_S, self._seal)
-        if self.member.pending_bytes > SEAL_BYTES:
-            self.member.seal()
+        self.peers.send(self._turns.take_unsent())
+        if news & turn.SNAPSHOTS:
+            self.snapshots.send_wanted()
+        if news & turn.UNSAVED:
+            if self._seal_timer is None:
+                self._seal_timer = self._loop.call_later(SEAL_INTERVAL_S, self._seal)
+            if self.member.pending_bytes > SEAL_BYTES:
+                self.member.seal()
 
     def _turn_and_flush(self) -> None:
         self._turn()

@@ -6,10 +6,21 @@ from trimaran.ext.member cimport (
     trimaran_buffer_append,
     trimaran_buffer_free,
     trimaran_frame,
+    trimaran_member_outbox,
+    trimaran_member_outbox_clear,
+    trimaran_member_post,
     trimaran_member_receive,
     trimaran_slice,
 )
 from trimaran.ext.raftlog cimport trimaran_payload_release
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_DONTWAIT
+        MSG_NOSIGNAL
+    ssize_t recv(int fd, void *room, size_t size, int flags)
+    ssize_t send(int fd, const void *bytes, size_t size, int flags)
 
 
 cdef extern from "peerframe.h" nogil:
@@ -30,4 +41,16 @@ cdef class PeerParser:
     cdef Member member
     cdef readonly uint64_t peer_id
     cdef bint broken
+    cdef uint8_t *room
+    cdef int parse(self, trimaran_slice input, list frames) except -1
     cdef int take(self, const trimaran_frame *frame, list frames) except -1
+
+
+cdef class PeerWire:
+    cdef int fd
+    cdef public bint blocked
+    cdef readonly uint64_t sent_bytes
+    cdef size_t put(self, const void *data, size_t length) noexcept
+
+
+cpdef list send_posts(Member member, dict wires)

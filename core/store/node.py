@@ -87,6 +87,7 @@ class Node:
         now_s: the time as last told.
         no_space: called when a write was refused for want of space, before the alarm is raised.
         hash_state: hashes the data up to a revision that is applied, without holding up the node.
+        frames: calls and answers that `take_frames` would give.
         leader_changed: called with the leader's id, 0 for none, when it is another than before.
     """
 
@@ -105,7 +106,7 @@ class Node:
         self._reads: dict[int, ReadDone] = {}
         self._transfers: list[tuple[int, float, ReadDone]] = []
         self._token = 0
-        self._frames: list[tuple[int, bytes]] = []
+        self.frames: list[tuple[int, bytes]] = []
         self._parsers: dict[int, peer_frames.PeerParser] = {}
         self._status = member.status()
         self._status_version = member.status_version
@@ -135,16 +136,23 @@ class Node:
         Raises:
             ProtocolError: they are no frames; the connection has to be closed.
         """
-        self.now_s = now_s
-        self.member.set_clock(int(now_s * 1e6))
-        parser = self._parsers.get(peer)
-        if parser is None:
-            parser = self._parsers[peer] = peer_frames.PeerParser(self.member, peer)
-        for kind, body in parser.feed(data):
-            if kind == REQUEST:
-                self._serve(peer, body)
-            elif kind == RESPONSE:
-                self._calls.answer(peer, body)
+        self._take(peer, self._parser(peer, now_s).feed(data))
+
+    def receive_from(self, peer: int, wire: peer_frames.PeerWire, now_s: float) -> int:
+        """Bytes of a peer wait at its socket.
+
+        Returns:
+            how many there were, 0 where the peer sends no more.
+
+        Raises:
+            ProtocolError: they are no frames; the connection has to be closed.
+            OSError: the connection is lost, or none came after all (BlockingIOError).
+        """
+        frames: list[tuple[int, bytes]] = []
+        count = self._parser(peer, now_s).receive(wire, frames)
+        if frames:
+            self._take(peer, frames)
+        return count
 
     def opened(self, peer: int, now_s: float) -> None:
         """A peer has connected to this member: its stream of bytes begins anew."""
@@ -172,19 +180,25 @@ class Node:
         # A leader that was stopped must not answer reads by a lease that ended meanwhile.
         self.member.set_clock(int(now_s * 1e6))
         more = self.member.turn()
+        self.turned(now_s)
+        return more
+
+    def turned(self, now_s: float) -> None:
+        """The member has had a turn: tell who waits for what came of it."""
+        self.now_s = now_s
         results = self.member.results()
         if results:
             self._deliver(results)
         self._notice_status()
-        return more
 
     def outgoing(self) -> list[tuple[int, bytes]]:
         """Take what is to be sent: (member id, whole frames)."""
-        messages = self.member.messages()
-        if not self._frames:
-            return messages
-        frames, self._frames = self._frames, []
-        return [*messages, *frames]
+        return [*self.member.messages(), *self.take_frames()]
+
+    def take_frames(self) -> list[tuple[int, bytes]]:
+        """Take calls and answers to peers, which do not come from the engine."""
+        frames, self.frames = self.frames, []
+        return frames
 
     def persisted(self) -> None:
         """The state was committed: drop log entries that nobody needs any more.
@@ -321,7 +335,7 @@ class Node:
         """
         deadline_s = self.now_s + (timeout_s or self.settings.request_timeout_s)
         body = self._calls.begin(peer, method, payload, deadline_s, done)
-        self._frames.append((peer, peer_frames.encode_frame(REQUEST, body)))
+        self.frames.append((peer, peer_frames.encode_frame(REQUEST, body)))
 
     def call_leader(self, method: PeerMethod, payload: bytes, done: Done) -> None:
         """Ask the leader, which is somebody else."""
@@ -333,6 +347,23 @@ class Node:
     def _leases(self) -> list[tuple[int, int, int]]:
         recorded = dict(self.member.checkpoints())
         return [(lease, ttl_s, recorded.get(lease, 0)) for lease, ttl_s in self.member.leases()]
+
+    def _parser(self, peer: int, now_s: float) -> peer_frames.PeerParser:
+        """What reads a peer's stream; the time is told first, as what comes may depend on it."""
+        self.now_s = now_s
+        self.member.set_clock(int(now_s * 1e6))
+        parser = self._parsers.get(peer)
+        if parser is None:
+            parser = self._parsers[peer] = peer_frames.PeerParser(self.member, peer)
+        return parser
+
+    def _take(self, peer: int, frames: list[tuple[int, bytes]]) -> None:
+        """Frames that are no business of the engine."""
+        for kind, body in frames:
+            if kind == REQUEST:
+                self._serve(peer, body)
+            elif kind == RESPONSE:
+                self._calls.answer(peer, body)
 
     def _next_token(self) -> int:
         self._token += 1
@@ -386,7 +417,7 @@ class Node:
 
         def answer(outcome: bytes | StoreError) -> None:
             frame = peer_frames.encode_frame(RESPONSE, encode_answer(request.number, outcome))
-            self._frames.append((peer, frame))
+            self.frames.append((peer, frame))
 
         self._dispatch(request, answer)
 

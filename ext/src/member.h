@@ -91,6 +91,7 @@ typedef struct trimaran_member_post {
 size_t trimaran_member_outbox(trimaran_member *member, const trimaran_member_post **out);
 void trimaran_member_outbox_clear(trimaran_member *member);
 /* Take the members that a snapshot is to be streamed to; valid until the next turn. */
+bool trimaran_member_has_snapshot_requests(const trimaran_member *member);
 size_t trimaran_member_snapshot_requests(trimaran_member *member, const uint64_t **out);
 
 /* Entries up to index are about to be dropped from the log. */

@@ -59,6 +59,11 @@ void trimaran_member_outbox_clear(trimaran_member *member)
     }
 }
 
+bool trimaran_member_has_snapshot_requests(const trimaran_member *member)
+{
+    return member->snapshot_count > 0 && !member->snapshots_taken;
+}
+
 size_t trimaran_member_snapshot_requests(trimaran_member *member, const uint64_t **out)
 {
     *out = member->snapshots;

@@ -351,6 +351,11 @@ bool trimaran_service_step(trimaran_service *service)
     return compacting || behind;
 }
 
+bool trimaran_service_has_results(const trimaran_service *service)
+{
+    return service->result_count > 0 && !service->results_taken;
+}
+
 size_t trimaran_service_results(trimaran_service *service, const trimaran_result **out)
 {
     size_t count = service->results_taken ? 0 : service->result_count;

@@ -86,6 +86,7 @@ typedef struct trimaran_result {
     int64_t lease, ttl_s;
 } trimaran_result;
 /* Take the results collected so far; the array is valid until the next apply. */
+bool trimaran_service_has_results(const trimaran_service *service);
 size_t trimaran_service_results(trimaran_service *service, const trimaran_result **out);
 
 /* True once after a write was refused for want of space. */
