@@ -190,7 +190,10 @@ class Connection(asyncio.Protocol):
         wire = self.extra("socket")
         if self.tls is not None or self.is_closed or not isinstance(wire, _HasOptions):
             return None
-        self.wire = PeerWire(wire.fileno())
+        try:
+            self.wire = PeerWire(wire.fileno())
+        except OSError:
+            return None  # no descriptor is left: the event loop carries the bytes
         self.wire.blocked = self.paused
         return self.wire
 
@@ -336,6 +339,10 @@ class Connection(asyncio.Protocol):
         except OSError:
             self.abort()
             return
+        except Exception:
+            # What follows cannot be told from what was lost here.
+            self.abort()
+            raise
         self.received_bytes += count
         if count == 0:
             self.close()

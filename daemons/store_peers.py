@@ -84,9 +84,8 @@ class StorePeers:
         table = self._node.members.table
         self.transport.set_peers(table.peer_urls() if table.members else self._known)
 
-    def send(self, unsent: Sequence[tuple[int, bytes]]) -> None:
-        """Send what a turn has left, and the node's calls and answers after it."""
-        outgoing = [*unsent, *self._node.take_frames()]
+    def send(self, outgoing: Sequence[tuple[int, bytes]]) -> None:
+        """Send what a turn has left, or the node's calls and answers: (member id, bytes)."""
         if outgoing:
             self.transport.send_all(outgoing)
 

@@ -392,11 +392,14 @@ class Stored:
 
     def _take_news(self, news: int) -> None:
         """Do what a turn has left to be done."""
+        if news & turn.UNSENT:
+            # Before all else: it may be the rest of a frame.
+            self.peers.send(self._turns.take_unsent())
         if news & (turn.RESULTS | turn.STATUS):
             self.node.turned(time.monotonic())
         if news & turn.MORE:
             self._turn_soon()
-        self.peers.send(self._turns.take_unsent())
+        self.peers.send(self.node.take_frames())
         if news & turn.SNAPSHOTS:
             self.snapshots.send_wanted()
         if news & turn.UNSAVED:

@@ -15,6 +15,12 @@ from trimaran.ext.member cimport (
 from trimaran.ext.raftlog cimport trimaran_payload_release
 
 
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        F_DUPFD_CLOEXEC
+    int fcntl(int fd, int command, int argument)
+
+
 cdef extern from "<sys/socket.h>" nogil:
     enum:
         MSG_DONTWAIT

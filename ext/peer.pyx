@@ -6,7 +6,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EINTR, errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-from posix.unistd cimport close, dup
+from posix.unistd cimport close
 
 from trimaran.errors import ProtocolError
 
@@ -95,7 +95,7 @@ cdef class PeerParser:
 
 cdef class PeerWire:
     def __cinit__(self, int fd):
-        self.fd = dup(fd)
+        self.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)
         if self.fd < 0:
             raise OSError(errno, os.strerror(errno))
 

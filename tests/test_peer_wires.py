@@ -1,16 +1,19 @@
 """Bytes between members that pass Python by: sockets read and written by the engine."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aio import eventually
 from member_group import Group, put_request
 from test_peer_transport import Site, run
+from trimaran.daemons import connection
 from trimaran.errors import ProtocolError
 from trimaran.ext import member as engine
 from trimaran.ext import turn
@@ -235,6 +238,46 @@ def test_a_lost_wire_is_opened_again() -> None:
         assert not one.transport.wires
         await eventually(lambda: ("lost", 1) in two.events)
         await two.transport.stop()
+
+    run(main())
+
+
+def test_without_a_descriptor_the_event_loop_carries_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int) -> PeerWire:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(connection, "PeerWire", refuse)
+
+    async def main() -> None:
+        one, two = await WireSite(1).start(), await WireSite(2).start()
+        for site in (one, two):
+            site.transport.set_peers({1: [one.url], 2: [two.url]})
+        await eventually(lambda: one.transport.is_connected(2))
+        assert one.transport.send(2, encode_frame(80, b"as ever"))
+        await eventually(lambda: two.frames == [(80, b"as ever")])
+        assert not one.transport.wires
+        for site in (one, two):
+            await site.transport.stop()
+
+    run(main())
+
+
+def test_an_error_while_reading_ends_the_connection() -> None:
+    async def main() -> None:
+        one, two = await wire_pair()
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, it: told.append(it))
+
+        def fail(peer: int, wire: PeerWire) -> int:
+            raise KeyError(peer)
+
+        two.transport.on_readable = fail
+        one.transport.wires[2].send(encode_frame(80, b"x"))
+        await eventually(lambda: ("lost", 2) in one.events)
+        assert isinstance(told[0]["exception"], KeyError)
+        two.transport.on_readable = two.on_readable
+        for site in (one, two):
+            await site.transport.stop()
 
     run(main())
 

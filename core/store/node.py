@@ -461,16 +461,17 @@ class Node:
         }
         method = serve.get(request.method)
         if request.method == PeerMethod.HASH_KV:
-            self.corruption.serve(request.payload, answer)
+            method = self.corruption.serve
         elif method is None:
             answer(StoreError(StatusCode.UNIMPLEMENTED, f"unknown method {request.method}"))
+            return
         elif not self.is_leader:
             answer(etcd_error("NOT_LEADER"))
-        else:
-            try:
-                method(request.payload, answer)
-            except (DecodeError, struct.error):
-                answer(StoreError(StatusCode.INTERNAL, "malformed request of a member"))
+            return
+        try:
+            method(request.payload, answer)
+        except (DecodeError, struct.error):
+            answer(StoreError(StatusCode.INTERNAL, "malformed request of a member"))
 
     def raise_no_space(self) -> None:
         """Have every member refuse writes until an operator has made room."""

@@ -74,7 +74,6 @@ trimaran_raft_message *trimaran_raft_send_durably(trimaran_raft *raft, uint32_t 
     raft->held = trimaran_raft_grow(raft->held, &raft->held_capacity, raft->held_count + 1,
                                     sizeof *raft->held);
     assert(raft->held_count == 0 || raft->held[raft->held_count - 1].after <= after);
-    assert(raft->held_count == 0 || raft->held[raft->held_count - 1].after <= after);
     held = &raft->held[raft->held_count++];
     held->after = after;
     held->message = new_message(raft, type, to);
