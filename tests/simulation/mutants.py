@@ -164,8 +164,8 @@ MUTANTS = {
     "read-without-a-round": _raft(
         "a read is confirmed by a majority (§6.4)",
         "raft_read.c",
-        "if (trimaran_raft_is_alone(raft) || trimaran_raft_lease_is_valid(raft)) {",
-        "if (trimaran_raft_is_alone(raft) || raft->round > 0) {",
+        "|| asker_is_enough(raft, request.from)) {",
+        "|| asker_is_enough(raft, request.from) || raft->round > 0) {",
         raft_checks.READ_INDEX,
     ),
     "read-for-any-asker": _raft(
