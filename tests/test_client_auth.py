@@ -108,6 +108,32 @@ def test_tokens_are_renewed_after_a_restart(server: StoreServer) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("version", ["3.4", "3.5"])
+def test_a_watch_renews_a_token_that_the_server_forgot(version: str) -> None:
+    """etcd before 3.6 says of such a token that the permission is denied, and nothing more."""
+    if (reason := missing_reason(version)) is not None:
+        pytest.skip(reason)
+
+    async def main(server: StoreServer) -> None:
+        await enable(server.endpoint)
+        async with both(server.endpoint) as (root, alice):
+            await alice.put("a/1", "")
+            # A restart gives back the tokens of the log's entries, and snapshots have none.
+            for n in range(20):
+                await root.put("b", str(n))
+            await asyncio.to_thread(server.kill)
+            server.start()
+            async with alice.watch("a/", prefix=True) as watcher, alice.watch("b") as other:
+                await watcher.started()
+                with pytest.raises(StoreError, match="permission denied"):
+                    await other.started()
+                await alice.put("a/2", "")
+                assert [event.kv.key for event in (await anext(watcher)).events] == [b"a/2"]
+
+    with StoreServer(version, arguments=["--snapshot-count=5"]) as server:
+        run(main(server))
+
+
 def test_authentication_may_be_turned_on_and_off_under_a_client(server: StoreServer) -> None:
     async def main() -> None:
         async with both(server.endpoint) as (root, alice):

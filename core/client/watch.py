@@ -103,6 +103,7 @@ class Watcher:
         self._request = request
         self._next_revision = request.start_revision
         self._cluster_id = 0
+        self._denied = False
         self._fragments: list[pb.Event] = []
         self._batches: asyncio.Queue[WatchBatch | Exception] = asyncio.Queue(_QUEUE_LIMIT)
         self._started = asyncio.Event()
@@ -200,11 +201,22 @@ class Watcher:
             self.connected = False
             self._fragments.clear()
             stream.cancel()
-        if self._caller.is_token_stale(self.error):
+        if self._caller.is_token_stale(self.error) or self._is_first_denial(token):
             self._caller.forget_token(token)
             return
         self.error = _passing(self.error)
         self._caller.pool.failed(target)
+
+    def _is_first_denial(self, token: str) -> bool:
+        """Tell whether a watch was denied for the first time since it stood, with a token.
+
+        etcd before 3.6 says "permission denied" of a watch whose token it does not know, so that
+        only a denial of a new token is one of the user.
+        """
+        if not token or self.error is None or self.error.code is not StatusCode.PERMISSION_DENIED:
+            return False
+        first, self._denied = not self._denied, True
+        return first
 
     async def _create(self, stream: Any, deadline_s: float) -> None:
         """Ask for the watch and await the server's word that it stands."""
@@ -227,6 +239,7 @@ class Watcher:
         if self._next_revision == 0:
             self._next_revision = header.revision + 1
         self.connected = True
+        self._denied = False
         self.error = None
         self._started.set()
 
